@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The program that called: what the core may ask of it and of the machine it
+//! runs on. Front doors and the simulation implement these traits; the core
+//! uses nothing else of the outside world.
+#![forbid(unsafe_code)]
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use device::Event;
+use iommu::Memory;
+use uapi::Errno;
+
+/// An open file of the pretend kernel. Ids are never reused in a lab's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub u64);
+
+/// Gives out [`FileId`]s.
+#[derive(Debug, Default)]
+pub struct FileIds(u64);
+
+impl FileIds {
+    /// A fresh id.
+    pub fn allocate(&mut self) -> FileId {
+        self.0 += 1;
+        FileId(self.0)
+    }
+}
+
+/// An address space of a program: a process as far as memory goes. Never
+/// reused in a lab's life; `fork` and `exec` make new ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessId(pub u64);
+
+/// Rights that Linux asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Capability {
+    /// `CAP_IPC_LOCK`: no limit on locked memory.
+    IpcLock,
+    /// `CAP_SYS_RAWIO`: no-IOMMU groups.
+    SysRawio,
+    /// `CAP_SYS_RESOURCE`: choice of accounting.
+    SysResource,
+}
+
+/// Client memory made reachable for devices.
+#[derive(Clone, Debug)]
+pub struct Pinned {
+    /// The memory.
+    pub memory: Arc<dyn Memory>,
+    /// Offset in it of the first byte.
+    pub offset: u64,
+}
+
+/// The thread whose call is being served.
+pub trait Caller {
+    /// Copies from its memory; `EFAULT`.
+    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Errno>;
+
+    /// Copies to its memory; `EFAULT`.
+    fn write(&self, addr: u64, buf: &[u8]) -> Result<(), Errno>;
+
+    /// Its eventfd `fd`: `EBADF` if not open, `EINVAL` if not an eventfd.
+    fn event(&self, fd: i32) -> Result<Arc<dyn Event>, Errno>;
+
+    /// Its open file `fd`: `EBADF` if not open, `None` if it is none of ours.
+    fn file(&self, fd: i32) -> Result<Option<FileId>, Errno>;
+
+    /// Makes `len` bytes at `vaddr` reachable for devices: `EFAULT` if a page
+    /// is not mapped or (with `write`) not writable.
+    fn pin(&self, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno>;
+
+    /// Whether it has a capability.
+    fn capable(&self, capability: Capability) -> bool;
+
+    /// `RLIMIT_MEMLOCK` in bytes; `u64::MAX` for none.
+    fn memlock_limit(&self) -> u64;
+
+    /// Whose memory it is.
+    fn process(&self) -> ProcessId;
+}
+
+/// First address that no program has (x86-64 with four-level tables; what
+/// Linux's `access_ok` compares with).
+pub const USER_END: u64 = 0x7fff_ffff_f000;
+
+/// Whether a range lies in the half of the address space that programs have.
+#[must_use]
+pub fn is_user_range(addr: u64, len: u64) -> bool {
+    addr.checked_add(len).is_some_and(|end| end <= USER_END)
+}
+
+/// A number that says which watched event has fired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WatchId(pub u64);
+
+/// The machine that the core runs on.
+pub trait Platform: Send + Sync + Debug {
+    /// Asks for `host::Host::event_fired(id)` each time that somebody signals
+    /// `event` (irqfd, ioeventfd).
+    fn watch(&self, id: WatchId, event: &Arc<dyn Event>);
+
+    /// Takes the request back.
+    fn unwatch(&self, id: WatchId);
+
+    /// 16 random bytes.
+    fn random(&self) -> [u8; 16];
+
+    /// Nanoseconds since the lab started.
+    fn now(&self) -> u64;
+
+    /// Makes the files through which programs see devices.
+    fn device_files(&self) -> &dyn device::DeviceFiles;
+}
+
+/// What a call gives back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// A value.
+    Value(u64),
+    /// A new descriptor, close-on-exec, for this file.
+    NewFile(FileId),
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The board: the fabric, the device in each slot, and the driver bound to it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pci::{Address, Fabric};
+
+use crate::Endpoint;
+
+/// A driver of the pretend kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Driver {
+    /// `vfio-pci`.
+    VfioPci,
+    /// `pcieport`: bound to ports, does no DMA of its own (GRP-028).
+    Pcieport,
+    /// Any other kernel driver; it owns DMA of its group (API-041).
+    Kernel(String),
+}
+
+impl Driver {
+    /// The driver's name in sysfs.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Driver::VfioPci => "vfio-pci",
+            Driver::Pcieport => "pcieport",
+            Driver::Kernel(name) => name,
+        }
+    }
+}
+
+/// What stands at an address besides configuration space.
+#[derive(Debug, Default)]
+pub struct Slot {
+    /// The model; ports have none.
+    pub endpoint: Option<Arc<Endpoint>>,
+    /// The bound driver.
+    pub driver: Option<Driver>,
+    /// `driver_override` of sysfs.
+    pub driver_override: Option<String>,
+}
+
+/// Everything that is plugged in.
+#[derive(Debug, Default)]
+pub struct Board {
+    /// Functions and their connections.
+    pub fabric: Fabric,
+    /// Models and drivers by address.
+    pub slots: BTreeMap<Address, Slot>,
+}
+
+impl Board {
+    /// The driver bound to a function.
+    #[must_use]
+    pub fn driver(&self, address: Address) -> Option<&Driver> {
+        self.slots.get(&address)?.driver.as_ref()
+    }
+
+    /// The model at an address.
+    #[must_use]
+    pub fn endpoint(&self, address: Address) -> Option<&Arc<Endpoint>> {
+        self.slots.get(&address)?.endpoint.as_ref()
+    }
+}

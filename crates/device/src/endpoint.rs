@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A device model and everything it is wired to.
+
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+use iommu::Requester;
+use pci::FunctionSpec;
+
+use crate::{DeviceFile, Interrupts, Window};
+
+/// Time since the lab started, in nanoseconds.
+pub type Nanos = u64;
+
+/// What a device wants after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing to do until a register changes.
+    Idle,
+    /// It did something, or there is more to do now.
+    Busy,
+    /// Nothing to do before this time unless a register changes.
+    Until(Nanos),
+}
+
+/// How a function was reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ResetKind {
+    /// Power on: the lab starts.
+    PowerOn,
+    /// Function level reset.
+    FunctionLevel,
+    /// D3hot to D0 without No_Soft_Reset.
+    PowerManagement,
+    /// Secondary bus reset of a bridge above (hot reset).
+    Bus,
+}
+
+/// What a device can reach during a call.
+#[derive(Debug)]
+pub struct Io<'a> {
+    /// Its way to memory.
+    pub dma: &'a Requester,
+    /// Its interrupts.
+    pub interrupts: &'a Interrupts,
+    /// The mapped pages of each BAR. `None` while no program has the device
+    /// open or its memory is off.
+    pub windows: [Option<&'a dyn Window>; 6],
+    /// The time.
+    pub now: Nanos,
+}
+
+/// A device model.
+///
+/// Calls never overlap. A register access has been checked by the host: it
+/// lies inside a BAR, is naturally aligned and 1, 2, 4 or 8 bytes long, and
+/// memory is enabled.
+pub trait Device: Send {
+    /// Identity, BARs and capabilities. Constant.
+    fn function(&self) -> FunctionSpec;
+
+    /// A trapped load from a BAR.
+    fn read(&mut self, io: &mut Io<'_>, bar: usize, offset: u64, data: &mut [u8]);
+
+    /// A trapped store to a BAR.
+    fn write(&mut self, io: &mut Io<'_>, bar: usize, offset: u64, data: &[u8]);
+
+    /// Stores every register that a program may read into the windows: they
+    /// have just appeared.
+    fn publish(&mut self, io: &mut Io<'_>);
+
+    /// Looks at the windows for stores, does a bounded piece of work.
+    fn turn(&mut self, io: &mut Io<'_>) -> Turn;
+
+    /// Returns to the state after power on. Work under way is dropped, with no
+    /// completion and no interrupt.
+    fn reset(&mut self, io: &mut Io<'_>, kind: ResetKind);
+}
+
+/// A device model in its place: shared by the host, which configures it, and
+/// the executor, which gives it turns.
+pub struct Endpoint {
+    model: Mutex<Model>,
+    spec: FunctionSpec,
+    /// Its way to memory.
+    pub requester: Arc<Requester>,
+    /// Its interrupts.
+    pub interrupts: Interrupts,
+}
+
+struct Model {
+    device: Box<dyn Device>,
+    file: Option<Arc<dyn DeviceFile>>,
+    windows: [Option<Arc<dyn Window>>; 6],
+    memory: bool,
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint").field("vendor", &self.spec.vendor).field("device", &self.spec.device).finish()
+    }
+}
+
+impl Endpoint {
+    /// Puts a model in place.
+    #[must_use]
+    pub fn new(device: Box<dyn Device>) -> Arc<Endpoint> {
+        let spec = device.function();
+        let model = Model { device, file: None, windows: Default::default(), memory: false };
+        Arc::new(Endpoint {
+            model: Mutex::new(model),
+            spec,
+            requester: Requester::new(),
+            interrupts: Interrupts::default(),
+        })
+    }
+
+    /// What the model says of its function.
+    #[must_use]
+    pub fn spec(&self) -> &FunctionSpec {
+        &self.spec
+    }
+
+    /// A program has opened the device: from now on its windows are `file`'s.
+    /// `None`: the last one has closed it.
+    pub fn set_file(&self, file: Option<Arc<dyn DeviceFile>>, now: Nanos) {
+        let mut model = self.lock();
+        model.windows = Default::default();
+        if let Some(file) = &file {
+            file.set_accessible(model.memory);
+        }
+        model.file = file;
+        if model.memory {
+            self.open_windows(&mut model, now);
+        }
+    }
+
+    /// Memory decoding on or off. Off is a fence: no program access to a mapped
+    /// BAR succeeds after the return.
+    pub fn set_memory(&self, on: bool, now: Nanos) {
+        let mut model = self.lock();
+        if model.memory == on {
+            return;
+        }
+        model.memory = on;
+        if on {
+            self.open_windows(&mut model, now);
+        } else {
+            model.windows = Default::default();
+            if let Some(file) = &model.file {
+                file.set_accessible(false);
+            }
+        }
+    }
+
+    /// A trapped load.
+    pub fn read(&self, bar: usize, offset: u64, data: &mut [u8], now: Nanos) {
+        let mut model = self.lock();
+        self.with(&mut model, now, |device, io| device.read(io, bar, offset, data));
+    }
+
+    /// A trapped store.
+    pub fn write(&self, bar: usize, offset: u64, data: &[u8], now: Nanos) {
+        let mut model = self.lock();
+        self.with(&mut model, now, |device, io| device.write(io, bar, offset, data));
+    }
+
+    /// Resets the model.
+    pub fn reset(&self, kind: ResetKind, now: Nanos) {
+        let mut model = self.lock();
+        self.with(&mut model, now, |device, io| {
+            device.reset(io, kind);
+            device.publish(io);
+        });
+    }
+
+    /// Gives the device a turn. `None`: somebody else is using it just now.
+    pub fn turn(&self, now: Nanos) -> Option<Turn> {
+        let mut model = match self.model.try_lock() {
+            Ok(model) => model,
+            Err(TryLockError::Poisoned(e)) => e.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(self.with(&mut model, now, |device, io| device.turn(io)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Model> {
+        self.model.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn open_windows(&self, model: &mut Model, now: Nanos) {
+        if let Some(file) = &model.file {
+            file.set_accessible(true);
+            model.windows = std::array::from_fn(|bar| file.window(bar));
+        }
+        self.with(model, now, |device, io| device.publish(io));
+    }
+
+    fn with<R>(&self, model: &mut Model, now: Nanos, call: impl FnOnce(&mut dyn Device, &mut Io<'_>) -> R) -> R {
+        let Model { device, windows, .. } = model;
+        let mut io = Io {
+            dma: &self.requester,
+            interrupts: &self.interrupts,
+            windows: std::array::from_fn(|bar| windows[bar].as_deref()),
+            now,
+        };
+        call(device.as_mut(), &mut io)
+    }
+}

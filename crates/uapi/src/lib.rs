@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The binary forms of the interfaces that programs use: request numbers,
+//! structure layouts, size rules and error numbers. Nothing here decides
+//! anything; the rules live in the crates that own the objects.
+#![forbid(unsafe_code)]
+
+mod errno;
+pub mod region;
+
+pub use errno::Errno;
