@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A device model and everything it is wired to.
 
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 
 use iommu::Requester;
 use pci::FunctionSpec;
@@ -76,11 +76,21 @@ pub trait Device: Send {
     fn reset(&mut self, io: &mut Io<'_>, kind: ResetKind);
 }
 
+/// How an endpoint tells the executor that it may have work.
+pub trait Wake: Send + Sync + std::fmt::Debug {
+    /// Whether a program has the device open; only then does it need turns.
+    fn set_active(&self, on: bool);
+
+    /// Something was done to the device: give it a turn soon.
+    fn kick(&self);
+}
+
 /// A device model in its place: shared by the host, which configures it, and
 /// the executor, which gives it turns.
 pub struct Endpoint {
     model: Mutex<Model>,
     spec: FunctionSpec,
+    wake: OnceLock<Arc<dyn Wake>>,
     /// Its way to memory.
     pub requester: Arc<Requester>,
     /// Its interrupts.
@@ -114,6 +124,17 @@ impl Endpoint {
         })
     }
 
+    /// Whom to tell of work; the first call counts.
+    pub fn set_wake(&self, wake: Arc<dyn Wake>) {
+        let _ = self.wake.set(wake);
+    }
+
+    fn kick(&self) {
+        if let Some(wake) = self.wake.get() {
+            wake.kick();
+        }
+    }
+
     /// What the model says of its function.
     #[must_use]
     pub fn spec(&self) -> &FunctionSpec {
@@ -128,9 +149,14 @@ impl Endpoint {
         if let Some(file) = &file {
             file.set_accessible(model.memory);
         }
+        let open = file.is_some();
         model.file = file;
         if model.memory {
             self.open_windows(&mut model, now);
+        }
+        drop(model);
+        if let Some(wake) = self.wake.get() {
+            wake.set_active(open);
         }
     }
 
@@ -162,6 +188,8 @@ impl Endpoint {
     pub fn write(&self, bar: usize, offset: u64, data: &[u8], now: Nanos) {
         let mut model = self.lock();
         self.with(&mut model, now, |device, io| device.write(io, bar, offset, data));
+        drop(model);
+        self.kick();
     }
 
     /// Resets the model.

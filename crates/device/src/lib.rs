@@ -15,6 +15,6 @@ mod window;
 
 pub use board::{Board, Driver, Slot};
 pub use disk::{Disk, DiskError};
-pub use endpoint::{Device, Endpoint, Io, Nanos, ResetKind, Turn};
+pub use endpoint::{Device, Endpoint, Io, Nanos, ResetKind, Turn, Wake};
 pub use interrupts::{Event, Interrupts, Mode};
 pub use window::{DeviceFile, DeviceFiles, NoDeviceFile, RegionLayout, Window};

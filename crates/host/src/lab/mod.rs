@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Lab descriptions: what is plugged in and how the host is set up.
+//!
+//! A lab file (TOML) and `--device` arguments say the same things with the
+//! same keys. [`Lab::parse`] and [`Lab::add_device`] only check what can be
+//! checked on paper; [`crate::Host::new`] builds it.
+
+mod device;
+mod file;
+mod section;
+
+pub use device::{DeviceSpec, DiskSpec, Medium, Model, NvmeSpec, PortKind, PortSpec};
+pub use section::Place;
+
+use section::{Number, Section, Switch};
+
+/// A lab description that cannot be used: where, what, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {message}")]
+pub struct LabError {
+    place: Place,
+    message: String,
+}
+
+impl LabError {
+    pub(crate) fn new(place: &Place, message: impl Into<String>) -> LabError {
+        LabError { place: place.clone(), message: message.into() }
+    }
+}
+
+/// The IOMMU of the lab, `[iommu]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IommuSpec {
+    /// Bits of an I/O virtual address, 30 to 57.
+    pub address_width: u8,
+    /// Interrupt remapping; without it type1 refuses groups (API-044).
+    pub interrupt_remapping: bool,
+}
+
+/// A whole lab.
+#[derive(Clone, Debug)]
+pub struct Lab {
+    /// The IOMMU.
+    pub iommu: IommuSpec,
+    /// Module options of VFIO, `[vfio]`.
+    pub vfio: vfio::Options,
+    /// Ports and bridges, in the order of the description.
+    pub ports: Vec<PortSpec>,
+    /// Devices, in the order of the description.
+    pub devices: Vec<DeviceSpec>,
+}
+
+impl Default for Lab {
+    /// A lab with an IOMMU and nothing plugged in.
+    fn default() -> Lab {
+        Lab {
+            iommu: IommuSpec { address_width: 48, interrupt_remapping: true },
+            vfio: vfio::Options::default(),
+            ports: Vec::new(),
+            devices: Vec::new(),
+        }
+    }
+}
+
+impl Lab {
+    /// The lab of a run that describes none: an NVMe controller with a RAM
+    /// disk of 1 GiB at 0000:01:00.0.
+    #[must_use]
+    pub fn standard() -> Lab {
+        let mut lab = Lab::default();
+        lab.devices.push(DeviceSpec::standard_nvme());
+        lab
+    }
+
+    /// Reads a lab file; `name` is how messages call it.
+    pub fn parse(name: &str, text: &str) -> Result<Lab, LabError> {
+        let mut lab = Lab::default();
+        for mut section in file::sections(name, text)? {
+            match section.what.as_str() {
+                "[iommu]" => {
+                    let place = section.place_of("address_width");
+                    let Number(width) = section.take_or("address_width", Number(48))?;
+                    lab.iommu.address_width = u8::try_from(width)
+                        .ok()
+                        .filter(|w| (30..=57).contains(w))
+                        .ok_or_else(|| LabError::new(&place, "`address_width` is 30 to 57 bits"))?;
+                    lab.iommu.interrupt_remapping = section.take_or("interrupt_remapping", Switch(true))?.0;
+                    section.finish()?;
+                }
+                "[vfio]" => lab.vfio = vfio_options(section)?,
+                "port" => lab.ports.push(PortSpec::decode(section)?),
+                "device" => lab.devices.push(DeviceSpec::decode(section)?),
+                what => {
+                    let message = format!("unknown table `{what}`; a lab has [iommu], [vfio], [[port]] and [[device]]");
+                    return Err(LabError::new(&section.place, message));
+                }
+            }
+        }
+        Ok(lab)
+    }
+
+    /// Adds what a `--device MODEL[,key=value]...` argument describes.
+    pub fn add_device(&mut self, argument: &str) -> Result<(), LabError> {
+        let place = Place::argument(&format!("--device {argument}"));
+        let mut section = Section::new("device", place.clone());
+        for (n, item) in argument.split(',').enumerate() {
+            let (key, value) = match item.split_once('=') {
+                None if n == 0 => ("model", item),
+                None => {
+                    return Err(LabError::new(&place, format!("`{item}` is not key=value")));
+                }
+                Some(pair) => pair,
+            };
+            if section.pairs.iter().any(|p| p.key == key) {
+                return Err(LabError::new(&place, format!("`{key}` is given twice")));
+            }
+            section.pairs.push(section::Pair { key: key.into(), value: value.into(), place: place.clone() });
+        }
+        self.devices.push(DeviceSpec::decode(section)?);
+        Ok(())
+    }
+}
+
+fn vfio_options(mut section: Section) -> Result<vfio::Options, LabError> {
+    let default = vfio::Options::default();
+    let place = section.place_of("dma_entry_limit");
+    let Number(limit) = section.take_or("dma_entry_limit", Number(u64::from(default.dma_entry_limit)))?;
+    let options = vfio::Options {
+        dma_entry_limit: u32::try_from(limit)
+            .map_err(|_| LabError::new(&place, "`dma_entry_limit` is a number of at most 32 bits"))?,
+        allow_unsafe_interrupts: section.take_or("allow_unsafe_interrupts", Switch(false))?.0,
+        enable_sriov: section.take_or("enable_sriov", Switch(false))?.0,
+        disable_idle_d3: section.take_or("disable_idle_d3", Switch(false))?.0,
+        ..default
+    };
+    section.finish()?;
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests;
