@@ -119,6 +119,7 @@ impl Endpoint {
         Arc::new(Endpoint {
             model: Mutex::new(model),
             spec,
+            wake: OnceLock::new(),
             requester: Requester::new(),
             interrupts: Interrupts::default(),
         })
