@@ -6,5 +6,6 @@
 
 mod errno;
 pub mod region;
+pub mod vfio;
 
 pub use errno::Errno;
