@@ -5,10 +5,13 @@
 //! open file; what it knows of the caller comes through [`caller::Caller`].
 #![forbid(unsafe_code)]
 
+mod args;
+mod device;
+
 use std::sync::Arc;
 
+use ::device::{Board, DeviceFile};
 use caller::{Caller, FileId, FileIds, Platform, Reply, WatchId};
-use device::{Board, DeviceFile};
 use uapi::Errno;
 
 /// What Linux takes as module options.
