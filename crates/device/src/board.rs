@@ -32,7 +32,7 @@ impl Driver {
 }
 
 /// What stands at an address besides configuration space.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Slot {
     /// The model; ports have none.
     pub endpoint: Option<Arc<Endpoint>>,
@@ -40,6 +40,14 @@ pub struct Slot {
     pub driver: Option<Driver>,
     /// `driver_override` of sysfs.
     pub driver_override: Option<String>,
+    /// `sriov_drivers_autoprobe` of sysfs: whether new VFs are probed.
+    pub sriov_autoprobe: bool,
+}
+
+impl Default for Slot {
+    fn default() -> Slot {
+        Slot { endpoint: None, driver: None, driver_override: None, sriov_autoprobe: true }
+    }
 }
 
 /// Everything that is plugged in.
