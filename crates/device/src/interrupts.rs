@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Interrupts of one function: what the device raises, and which eventfds the
 //! program has bound.
+//!
+//! The device drives its pin or sends messages; the host chooses the mode,
+//! binds eventfds and masks. Both sides call from any thread.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -34,9 +37,18 @@ pub struct Interrupts {
 #[derive(Debug, Default)]
 struct State {
     mode: Mode,
+    /// Of MSI what was allocated, of MSI-X the whole table, of INTx none.
     vectors: Vec<Vector>,
+    /// Messages are not sent although the mode is MSI: its enable bit is off.
+    silenced: bool,
+    /// The eventfd of the pin.
+    intx: Option<Arc<dyn Event>>,
+    /// The device asserts its pin.
     level: bool,
+    /// The host masks the pin: it has told the program, or was asked to.
     masked: bool,
+    /// The program has set its virtual DisINTx bit (API-176).
+    disabled: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -58,17 +70,20 @@ impl Interrupts {
         self.lock().mode
     }
 
-    /// Sends message `vector` (MSI or MSI-X). While no eventfd is bound it
-    /// stays pending and goes out at the next bind (API-166).
+    /// Sends message `vector` (MSI or MSI-X). An MSI-X message whose vector
+    /// has no eventfd stays pending and goes out at the next bind (API-166);
+    /// an MSI one, which has no place to be kept in, is lost.
     pub fn message(&self, vector: u16) {
         let mut state = self.lock();
-        if !matches!(state.mode, Mode::Msi | Mode::Msix) {
-            return;
-        }
+        let keep = match state.mode {
+            Mode::Msi if !state.silenced => false,
+            Mode::Msix => true,
+            _ => return,
+        };
         if let Some(v) = state.vectors.get_mut(usize::from(vector)) {
             match &v.event {
                 Some(event) => event.signal(),
-                None => v.pending = true,
+                None => v.pending = keep,
             }
         }
     }
@@ -80,15 +95,245 @@ impl Interrupts {
         state.level = level;
         state.deliver_pin();
     }
+
+    /// Whether an MSI-X message waits for its vector to be bound: the vector's
+    /// bit in the pending bit array.
+    #[must_use]
+    pub fn pending(&self, vector: u16) -> bool {
+        self.lock().vectors.get(usize::from(vector)).is_some_and(|v| v.pending)
+    }
+
+    // What the host does.
+
+    /// Whether the device asserts its pin (Interrupt Status of the Status
+    /// register).
+    #[must_use]
+    pub fn pin(&self) -> bool {
+        self.lock().level
+    }
+
+    /// From [`Mode::None`] to INTx; it starts masked while DisINTx is set
+    /// (API-177). Without an event what the pin says is lost.
+    pub fn enable_intx(&self, event: Option<Arc<dyn Event>>) {
+        let mut state = self.lock();
+        state.mode = Mode::Intx;
+        state.intx = event;
+        state.masked = state.disabled;
+        state.deliver_pin();
+    }
+
+    /// Exchanges the eventfd of the pin.
+    pub fn set_intx_event(&self, event: Option<Arc<dyn Event>>) {
+        self.lock().intx = event;
+    }
+
+    /// From [`Mode::None`] to MSI with so many vectors, none of them bound.
+    pub fn enable_msi(&self, vectors: u16) {
+        let mut state = self.lock();
+        state.mode = Mode::Msi;
+        state.silenced = false;
+        state.vectors = vec![Vector::default(); usize::from(vectors)];
+    }
+
+    /// From [`Mode::None`] to MSI-X; `vectors` is the table's size, none of
+    /// them is bound.
+    pub fn enable_msix(&self, vectors: u16) {
+        let mut state = self.lock();
+        state.mode = Mode::Msix;
+        state.vectors = vec![Vector::default(); usize::from(vectors)];
+    }
+
+    /// Back to [`Mode::None`]: every eventfd is dropped, pending messages too.
+    pub fn disable(&self) {
+        let mut state = self.lock();
+        state.mode = Mode::None;
+        state.vectors = Vec::new();
+        state.intx = None;
+        state.masked = false;
+    }
+
+    /// How many vectors can be bound: those allocated of MSI, the table of
+    /// MSI-X.
+    #[must_use]
+    pub fn vectors(&self) -> usize {
+        self.lock().vectors.len()
+    }
+
+    /// Binds a vector's eventfd, or with `None` unbinds it. A pending message
+    /// goes out. Nothing happens to a vector that does not exist.
+    pub fn bind(&self, vector: u16, event: Option<Arc<dyn Event>>) {
+        let mut state = self.lock();
+        if let Some(v) = state.vectors.get_mut(usize::from(vector)) {
+            v.event = event;
+            if let Some(event) = v.event.as_ref().filter(|_| v.pending) {
+                event.signal();
+                v.pending = false;
+            }
+        }
+    }
+
+    /// Signals a vector's eventfd as if the device had sent its message.
+    pub fn trigger(&self, vector: u16) {
+        if let Some(event) = self.lock().vectors.get(usize::from(vector)).and_then(|v| v.event.as_ref()) {
+            event.signal();
+        }
+    }
+
+    /// Signals the eventfd of the pin, except while DisINTx is set.
+    pub fn trigger_intx(&self) {
+        self.lock().signal_pin();
+    }
+
+    /// Masks the pin; whether that is a change. `false` outside INTx mode.
+    pub fn mask_intx(&self) -> bool {
+        let mut state = self.lock();
+        let change = state.mode == Mode::Intx && !state.masked;
+        state.masked |= change;
+        change
+    }
+
+    /// Unmasks the pin, unless DisINTx is set. If the device still asserts it
+    /// the eventfd is signalled and the pin stays masked (API-155).
+    pub fn unmask_intx(&self) {
+        let mut state = self.lock();
+        if state.mode == Mode::Intx && state.masked && !state.disabled {
+            state.masked = false;
+            state.deliver_pin();
+        }
+    }
+
+    /// The program has set or cleared its virtual DisINTx bit (API-176).
+    pub fn set_intx_disabled(&self, disabled: bool) {
+        self.lock().disabled = disabled;
+        if disabled {
+            self.mask_intx();
+        } else {
+            self.unmask_intx();
+        }
+    }
+
+    /// The program's MSI enable bit, while the mode is MSI (API-252).
+    pub fn set_msi_enabled(&self, enabled: bool) {
+        self.lock().silenced = !enabled;
+    }
+
+    /// The function was reset: the pin is not asserted, no message is pending.
+    /// Mode, masks and eventfds stay (API-181).
+    pub fn reset(&self) {
+        let mut state = self.lock();
+        state.level = false;
+        for vector in &mut state.vectors {
+            vector.pending = false;
+        }
+    }
 }
 
 impl State {
     fn deliver_pin(&mut self) {
         if self.mode == Mode::Intx && self.level && !self.masked {
             self.masked = true;
-            if let Some(event) = self.vectors.first().and_then(|v| v.event.as_ref()) {
-                event.signal();
-            }
+            self.signal_pin();
         }
+    }
+
+    fn signal_pin(&self) {
+        if let Some(event) = self.intx.as_ref().filter(|_| self.mode == Mode::Intx && !self.disabled) {
+            event.signal();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Count(AtomicU64);
+
+    impl Event for Count {
+        fn signal(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Count {
+        fn take(&self) -> u64 {
+            self.0.swap(0, Ordering::Relaxed)
+        }
+    }
+
+    /// API-166
+    #[test]
+    fn msix_message_waits_for_its_eventfd() {
+        let (irq, event) = (Interrupts::default(), Arc::new(Count::default()));
+        irq.message(1);
+        irq.enable_msix(4);
+        irq.message(1);
+        irq.message(1);
+        irq.message(9);
+        assert!(irq.pending(1) && !irq.pending(0));
+        irq.bind(1, Some(event.clone()));
+        assert_eq!((event.take(), irq.pending(1)), (1, false), "pending is one bit");
+        irq.message(1);
+        irq.message(1);
+        assert_eq!(event.take(), 2);
+        irq.bind(1, None);
+        irq.message(1);
+        irq.reset();
+        irq.bind(1, Some(event.clone()));
+        assert_eq!(event.take(), 0);
+        irq.disable();
+        irq.message(1);
+        assert_eq!((event.take(), Arc::strong_count(&event)), (0, 1), "every reference is dropped");
+    }
+
+    #[test]
+    fn msi_message_without_eventfd_is_lost() {
+        let (irq, event) = (Interrupts::default(), Arc::new(Count::default()));
+        irq.enable_msi(2);
+        irq.message(0);
+        irq.bind(0, Some(event.clone()));
+        assert_eq!(event.take(), 0);
+        irq.set_msi_enabled(false);
+        irq.message(0);
+        irq.set_msi_enabled(true);
+        irq.message(0);
+        assert_eq!(event.take(), 1);
+    }
+
+    /// API-175, API-155
+    #[test]
+    fn pin_is_told_once_until_unmasked() {
+        let (irq, event) = (Interrupts::default(), Arc::new(Count::default()));
+        irq.enable_intx(Some(event.clone()));
+        irq.set_pin(true);
+        irq.set_pin(false);
+        irq.set_pin(true);
+        assert_eq!(event.take(), 1);
+        irq.unmask_intx();
+        assert_eq!(event.take(), 1, "still asserted: told again, masked again");
+        irq.set_pin(false);
+        irq.unmask_intx();
+        assert_eq!(event.take(), 0);
+        irq.set_pin(true);
+        assert_eq!(event.take(), 1);
+    }
+
+    /// API-176, API-177
+    #[test]
+    fn virtual_disable_masks_and_sends_again_when_cleared() {
+        let (irq, event) = (Interrupts::default(), Arc::new(Count::default()));
+        irq.set_intx_disabled(true);
+        irq.set_pin(true);
+        irq.enable_intx(Some(event.clone()));
+        irq.unmask_intx();
+        irq.trigger_intx();
+        assert_eq!(event.take(), 0);
+        irq.set_intx_disabled(false);
+        assert_eq!(event.take(), 1);
+        irq.trigger_intx();
+        assert_eq!(event.take(), 1, "loopback");
     }
 }
