@@ -5,11 +5,12 @@
 //! The device drives its pin or sends messages; the host chooses the mode,
 //! binds eventfds and masks. Both sides call from any thread.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// An eventfd, as the core sees it.
-pub trait Event: Send + Sync + Debug {
+pub trait Event: Any + Send + Sync + Debug {
     /// Adds 1 to the counter; never blocks (a full counter stays full).
     fn signal(&self);
 }

@@ -5,6 +5,7 @@
 //! A program that maps a BAR loads and stores without the device being told;
 //! the device finds out by looking at the same pages when it has a turn.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ pub struct RegionLayout {
 }
 
 /// One open device's file.
-pub trait DeviceFile: Send + Sync + Debug {
+pub trait DeviceFile: Any + Send + Sync + Debug {
     /// The shared pages of a BAR; `None` if the layout gives it no length.
     fn window(&self, bar: usize) -> Option<Arc<dyn Window>>;
 
