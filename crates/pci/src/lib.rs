@@ -4,11 +4,20 @@
 #![forbid(unsafe_code)]
 
 mod address;
+pub mod cap;
+mod express;
+mod extended;
 mod fabric;
 mod function;
+mod header;
+mod layout;
+mod save;
 pub mod spec;
+mod standard;
+pub mod vpd;
 
 pub use address::{Address, AddressError};
 pub use fabric::Fabric;
 pub use function::{Effect, Function};
-pub use spec::FunctionSpec;
+pub use save::SavedConfig;
+pub use spec::{Bar, BarKind, FunctionSpec, Link, Msix, PortType, Slot, SpecError};
