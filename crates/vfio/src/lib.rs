@@ -3,41 +3,86 @@
 //!
 //! [`Vfio`] is the whole subsystem. It is driven by calls with the id of an
 //! open file; what it knows of the caller comes through [`caller::Caller`].
+//!
+//! Inside: `container` (`/dev/vfio/vfio`) holds groups and a backend, `type1`
+//! is the backend, `group` (`/dev/vfio/N`) is an open group, `ownership` knows
+//! which drivers stand in a group's way, `locked` counts locked memory,
+//! `device` is what a program does with an open device, `args` how structures
+//! are passed.
+//!
+//! Not here: the PowerPC backend, emulated (mdev) groups, and containers that
+//! are an iommufd.
 #![forbid(unsafe_code)]
 
 mod args;
+mod container;
 mod device;
+mod files;
+mod group;
+mod locked;
+mod ownership;
+mod type1;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ::device::{Board, DeviceFile};
+use ::device::{Board, DeviceFile, Driver};
 use caller::{Caller, FileId, FileIds, Platform, Reply, WatchId};
+use pci::Address;
 use uapi::Errno;
 
-/// What Linux takes as module options.
+use container::Container;
+use device::Devices;
+use group::Groups;
+use locked::LockedMemory;
+use ownership::GroupTable;
+
+/// What Linux takes as module options, and what the lab's IOMMU can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `vfio_iommu_type1.dma_entry_limit`.
     pub dma_entry_limit: u32,
     /// `vfio_iommu_type1.allow_unsafe_interrupts`.
     pub allow_unsafe_interrupts: bool,
+    /// `vfio.enable_unsafe_noiommu_mode`.
+    pub enable_unsafe_noiommu_mode: bool,
     /// `vfio_pci.enable_sriov`.
     pub enable_sriov: bool,
     /// `vfio_pci.disable_idle_d3`.
     pub disable_idle_d3: bool,
+    /// Bits of an I/O virtual address: the IOMMU's aperture is
+    /// `0..=2^address_width - 1` (API-066).
+    pub address_width: u8,
+    /// Whether the IOMMU remaps interrupts (API-044).
+    pub interrupt_remapping: bool,
+    /// Whether the IOMMU enforces cache coherency (DMA_CC).
+    pub cache_coherency: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { dma_entry_limit: 65535, allow_unsafe_interrupts: false, enable_sriov: false, disable_idle_d3: false }
+        Options {
+            dma_entry_limit: 65535,
+            allow_unsafe_interrupts: false,
+            enable_unsafe_noiommu_mode: false,
+            enable_sriov: false,
+            disable_idle_d3: false,
+            address_width: 48,
+            interrupt_remapping: true,
+            cache_coherency: true,
+        }
     }
 }
 
 /// The VFIO subsystem.
 #[derive(Debug)]
 pub struct Vfio {
-    platform: Arc<dyn Platform>,
     options: Options,
+    table: GroupTable,
+    containers: BTreeMap<FileId, Container>,
+    groups: Groups,
+    devices: Devices,
+    locked: LockedMemory,
 }
 
 /// What a call may use besides its own arguments.
@@ -54,59 +99,106 @@ impl Vfio {
     /// The subsystem as after loading its modules.
     #[must_use]
     pub fn new(platform: Arc<dyn Platform>, options: Options) -> Vfio {
-        Vfio { platform, options }
+        Vfio {
+            table: GroupTable::default(),
+            containers: BTreeMap::new(),
+            groups: Groups::default(),
+            devices: Devices::new(platform, &options),
+            locked: LockedMemory::default(),
+            options,
+        }
     }
 
     /// `open("/dev/vfio/vfio")`.
     pub fn open_container(&mut self, file: FileId) {
-        let _ = file;
+        self.containers.insert(file, Container::default());
     }
 
-    /// `open("/dev/vfio/N")`.
+    /// `open("/dev/vfio/N")`, or `/dev/vfio/noiommu-N` if group N is one of
+    /// those. `ENODEV`, `EPERM`, `EBUSY` (API-036).
     pub fn open_group(&mut self, file: FileId, group: u32, cx: &mut Context<'_>) -> Result<(), Errno> {
-        let _ = (file, group, cx);
-        Err(Errno::ENODEV)
+        self.group_open(file, group, cx)
     }
 
     /// `ioctl` on a container, group or device file.
     pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, cx: &mut Context<'_>) -> Result<Reply, Errno> {
-        let _ = (file, request, arg, cx, &self.platform, &self.options);
-        Err(Errno::ENOTTY)
+        // The same number means different things on different files (API-002).
+        if self.containers.contains_key(&file) {
+            self.container_ioctl(file, request, arg, cx)
+        } else if self.groups.get(file).is_some() {
+            self.group_ioctl(file, request, arg, cx)
+        } else {
+            self.devices.ioctl(file, request, arg, cx)
+        }
     }
 
     /// `pread`: copies to the caller's buffer at `buf`; the bytes done.
     pub fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, cx: &mut Context<'_>) -> Result<u64, Errno> {
-        let _ = (file, offset, buf, len, cx);
-        Err(Errno::EINVAL)
+        if self.devices.is_device(file) {
+            self.devices.read(file, offset, buf, len, cx)
+        } else {
+            Err(Errno::EINVAL) // API-018
+        }
     }
 
     /// `pwrite`: copies from the caller's buffer at `buf`; the bytes done.
     pub fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, cx: &mut Context<'_>) -> Result<u64, Errno> {
-        let _ = (file, offset, buf, len, cx);
-        Err(Errno::EINVAL)
+        if self.devices.is_device(file) { self.devices.write(file, offset, buf, len, cx) } else { Err(Errno::EINVAL) }
     }
 
-    /// Whether `mmap(len, shared, offset)` of a device file is allowed.
+    /// Whether `mmap(len, shared, offset)` of a file is allowed; `ENODEV` if it
+    /// is none of a device.
     pub fn mmap(&self, file: FileId, offset: u64, len: u64, shared: bool, board: &Board) -> Result<(), Errno> {
-        let _ = (file, offset, len, shared, board);
-        Err(Errno::EINVAL)
+        if self.devices.is_device(file) {
+            self.devices.mmap(file, offset, len, shared, board)
+        } else {
+            Err(Errno::ENODEV)
+        }
     }
 
     /// The last descriptor and mapping of a file are gone.
     pub fn release(&mut self, file: FileId, board: &mut Board) {
-        let _ = (file, board);
+        self.file_release(file, board);
     }
 
     /// A watched event was signalled.
     pub fn event_fired(&mut self, watch: WatchId, board: &mut Board) {
-        let _ = (watch, board);
+        self.devices.event_fired(watch, board);
     }
 
     /// The shared pages of an open device; what a front door makes its
     /// descriptor from.
     #[must_use]
     pub fn device_file(&self, file: FileId) -> Option<Arc<dyn DeviceFile>> {
-        let _ = file;
-        None
+        self.devices.device_file(file)
+    }
+
+    /// The device that a file is of, for what Linux tells in
+    /// `/proc/PID/fdinfo` (API-124).
+    #[must_use]
+    pub fn device_address(&self, file: FileId) -> Option<Address> {
+        self.devices.address(file)
+    }
+
+    /// Makes functions without IOMMU, bound to vfio-pci in no-IOMMU mode, a
+    /// group of their own (GRP-057). The number is one that no group of the
+    /// fabric has.
+    pub fn add_noiommu_group(&mut self, group: u32, members: Vec<Address>) {
+        self.table.add_noiommu(group, members);
+    }
+
+    /// Whether a driver may be bound to a function: `EBUSY` if it would do DMA
+    /// of its own in a group that VFIO owns (GRP-029).
+    pub fn check_bind(&self, address: Address, driver: &Driver, board: &Board) -> Result<(), Errno> {
+        let group = self.table.group_of(board, address);
+        let owned = group.and_then(|n| self.groups.by_number(n)).is_some_and(|(_, group)| group.container.is_some());
+        if owned && ownership::owns_dma(driver) { Err(Errno::EBUSY) } else { Ok(()) }
+    }
+
+    /// vfio-pci was unbound from a function, which no program has open. If it
+    /// was the group's last, the group's node is gone: an open file of it
+    /// leaves its container and answers `ENODEV` from now on.
+    pub fn driver_unbound(&mut self, address: Address, board: &Board) {
+        self.group_driver_unbound(address, board);
     }
 }
