@@ -23,6 +23,11 @@ mod locked;
 mod ownership;
 mod type1;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

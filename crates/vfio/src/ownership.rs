@@ -24,12 +24,21 @@ pub(crate) enum Kind {
 #[derive(Debug, Default)]
 pub(crate) struct GroupTable {
     noiommu: BTreeMap<u32, Vec<Address>>,
+    /// Groups that tests make up.
+    #[cfg(test)]
+    made_up: BTreeMap<u32, Vec<Address>>,
 }
 
 impl GroupTable {
     /// Adds a group of functions without IOMMU (GRP-057).
     pub(crate) fn add_noiommu(&mut self, group: u32, members: Vec<Address>) {
         self.noiommu.insert(group, members);
+    }
+
+    /// Puts a function into a group that the fabric knows nothing of.
+    #[cfg(test)]
+    pub(crate) fn add_member(&mut self, group: u32, address: Address) {
+        self.made_up.entry(group).or_default().push(address);
     }
 
     /// The kind of a group.
@@ -39,12 +48,20 @@ impl GroupTable {
 
     /// The group of a function.
     pub(crate) fn group_of(&self, board: &Board, address: Address) -> Option<u32> {
+        #[cfg(test)]
+        if let Some((group, _)) = self.made_up.iter().find(|(_, members)| members.contains(&address)) {
+            return Some(*group);
+        }
         let noiommu = self.noiommu.iter().find(|(_, members)| members.contains(&address)).map(|(group, _)| *group);
         noiommu.or_else(|| board.fabric.group(address))
     }
 
     /// Functions of a group, whatever driver they have.
     pub(crate) fn members(&self, board: &Board, group: u32) -> Vec<Address> {
+        #[cfg(test)]
+        if let Some(members) = self.made_up.get(&group) {
+            return members.clone();
+        }
         match self.noiommu.get(&group) {
             Some(members) => members.clone(),
             None => board.fabric.group_members(group),
