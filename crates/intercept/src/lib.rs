@@ -2,8 +2,12 @@
 //! The front door for unmodified programs: runs a program under a seccomp
 //! filter with user notification and answers its calls.
 
+mod bpf;
 mod error;
+mod files;
+mod filter;
 mod kernel;
+mod listener;
 mod options;
 mod waker;
 
