@@ -3,10 +3,19 @@
 //! the DMA path, and the fence that makes an unmap final.
 #![forbid(unsafe_code)]
 
+mod arena;
+mod mapping;
+mod memories;
 mod memory;
+mod port;
 mod requester;
+mod session;
 mod space;
+mod sync;
+mod table;
 
+pub use mapping::{MapError, Mapping, Prot};
 pub use memory::{Memory, MemoryFault, Segment};
-pub use requester::{Access, DmaFault, FaultReason, Requester, Session};
-pub use space::{AddressSpace, MapError, Mapping, Prot};
+pub use requester::{Access, DmaFault, FaultReason, Requester};
+pub use session::{Session, Translation};
+pub use space::AddressSpace;

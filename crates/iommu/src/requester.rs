@@ -4,12 +4,15 @@
 //! A [`Requester`] belongs to one function. The host attaches it to an
 //! address space and turns bus mastering on and off; the device opens a
 //! [`Session`] for each piece of work and does its DMA through that.
+//!
+//! Requests without a PASID go by the function's RID; each PASID has an
+//! attachment of its own.
 
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, OnceLock};
 
-use vm_memory::VolatileSlice;
-
-use crate::{AddressSpace, MemoryFault, Prot, Segment};
+use crate::port::Port;
+use crate::sync::{AtomicBool, Mutex, Ordering, lock};
+use crate::{AddressSpace, Session};
 
 /// Direction of a device access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,17 +50,22 @@ pub struct DmaFault {
     pub reason: FaultReason,
 }
 
+/// Faults that a requester remembers.
+const FAULTS: usize = 64;
+/// PASIDs have 20 bits (PCIe 6.20).
+const PASIDS: u32 = 1 << 20;
+const PASID_CHUNK: u32 = 1 << 10;
+
+type Chunk<T> = Box<[OnceLock<T>]>;
+
 /// A function's port into the IOMMU.
 #[derive(Debug, Default)]
 pub struct Requester {
-    state: RwLock<State>,
+    bus_master: AtomicBool,
+    rid: Arc<Port>,
+    /// Ports of PASIDs that were ever attached, in two steps of 10 bits.
+    pasids: OnceLock<Chunk<Chunk<Arc<Port>>>>,
     faults: Mutex<Vec<DmaFault>>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    bus_master: bool,
-    space: Option<Arc<AddressSpace>>,
 }
 
 impl Requester {
@@ -69,138 +77,84 @@ impl Requester {
 
     /// Attaches to `space`, or blocks all DMA with `None`. Fences the old one.
     pub fn attach(&self, space: Option<Arc<AddressSpace>>) {
-        self.state.write().unwrap_or_else(|e| e.into_inner()).space = space;
+        self.rid.attach(space);
+    }
+
+    /// Attaches a PASID to `space`, or blocks its DMA with `None`. Fences the
+    /// old one. Returns whether `pasid` is one (less than 2^20).
+    pub fn attach_pasid(&self, pasid: u32, space: Option<Arc<AddressSpace>>) -> bool {
+        if pasid >= PASIDS {
+            return false;
+        }
+        if let Some(port) = self.pasid(pasid) {
+            port.attach(space);
+        } else if space.is_some() {
+            let chunks = self.pasids.get_or_init(empty);
+            let Some(chunk) = chunks.get((pasid / PASID_CHUNK) as usize) else { return false };
+            let Some(port) = chunk.get_or_init(empty).get((pasid % PASID_CHUNK) as usize) else { return false };
+            port.get_or_init(Arc::default).attach(space);
+        }
+        true
     }
 
     /// The bus master enable bit. Turning it off is a fence.
     pub fn set_bus_master(&self, on: bool) {
-        self.state.write().unwrap_or_else(|e| e.into_inner()).bus_master = on;
+        self.bus_master.store(on, Ordering::Release);
+        if !on {
+            for port in self.ports() {
+                port.fence(&[]);
+            }
+        }
     }
 
     /// Starts a piece of work. Sessions are short (one command, one batch):
     /// whoever unmaps waits for those that are open.
+    #[inline]
     pub fn session(&self) -> Session<'_> {
-        Session { requester: self }
+        Session::new(self, Some(self.rid.open()))
+    }
+
+    /// Starts a piece of work with a PASID. Blocked if it was never attached.
+    pub fn session_pasid(&self, pasid: u32) -> Session<'_> {
+        Session::new(self, self.pasid(pasid).map(|port| port.open()))
     }
 
     /// Takes the faults logged since the last call; bounded, oldest kept.
     pub fn take_faults(&self) -> Vec<DmaFault> {
-        std::mem::take(&mut *self.faults.lock().unwrap_or_else(|e| e.into_inner()))
+        std::mem::take(&mut *lock(&self.faults))
+    }
+
+    pub(crate) fn is_bus_master(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn log(&self, fault: DmaFault) {
+        let mut faults = lock(&self.faults);
+        if faults.len() < FAULTS {
+            faults.push(fault);
+        }
+    }
+
+    fn pasid(&self, pasid: u32) -> Option<&Arc<Port>> {
+        let chunk = self.pasids.get()?.get((pasid / PASID_CHUNK) as usize)?;
+        chunk.get()?.get((pasid % PASID_CHUNK) as usize)?.get()
+    }
+
+    fn ports(&self) -> impl Iterator<Item = &Arc<Port>> {
+        let chunks = self.pasids.get().into_iter().flat_map(|chunks| chunks.iter());
+        let pasids = chunks.filter_map(OnceLock::get).flat_map(|chunk| chunk.iter()).filter_map(OnceLock::get);
+        std::iter::once(&self.rid).chain(pasids)
     }
 }
 
-/// A piece of DMA work. While it lives, what it translated stays valid.
-#[derive(Debug)]
-pub struct Session<'a> {
-    requester: &'a Requester,
+fn empty<T>() -> Chunk<T> {
+    (0..PASID_CHUNK).map(|_| OnceLock::new()).collect()
 }
 
-impl Session<'_> {
-    /// Calls `each` for every run of bytes of `iova .. iova + len`, in order.
-    /// Bytes before a fault have been passed on, as on a bus.
-    pub fn segments<E: From<DmaFault> + From<MemoryFault>>(
-        &mut self,
-        iova: u64,
-        len: usize,
-        access: Access,
-        each: &mut dyn FnMut(Segment<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let state = self.requester.state.read().unwrap_or_else(|e| e.into_inner());
-        let fault = |iova, reason| {
-            let fault = DmaFault { iova, access, reason };
-            let mut log = self.requester.faults.lock().unwrap_or_else(|e| e.into_inner());
-            if log.len() < 64 {
-                log.push(fault);
-            }
-            fault
-        };
-        if !state.bus_master {
-            return Err(fault(iova, FaultReason::BusMasterOff).into());
+impl Drop for Requester {
+    fn drop(&mut self) {
+        for port in self.ports() {
+            port.attach(None);
         }
-        let Some(space) = &state.space else {
-            return Err(fault(iova, FaultReason::Blocked).into());
-        };
-        let (mut at, mut left) = (iova, len);
-        while left > 0 {
-            let Some(m) = space.at_or_after(at).filter(|m| m.first <= at) else {
-                return Err(fault(at, FaultReason::NotMapped).into());
-            };
-            let need = match access {
-                Access::Read => Prot::READ,
-                Access::Write => Prot::WRITE,
-            };
-            if !m.prot.contains(need) {
-                return Err(fault(at, FaultReason::Permission).into());
-            }
-            let run = left.min(usize::try_from(m.last - at).unwrap_or(usize::MAX).saturating_add(1));
-            let offset = m.offset + (at - m.first);
-            each(match m.memory.slice(offset, run) {
-                Some(slice) => Segment::Direct(slice),
-                None => Segment::Remote { memory: &*m.memory, offset, len: run },
-            })?;
-            left -= run;
-            at = at.wrapping_add(run as u64);
-        }
-        Ok(())
-    }
-
-    /// Reads `buf.len()` bytes at `iova`.
-    pub fn read(&mut self, iova: u64, buf: &mut [u8]) -> Result<(), DmaFault> {
-        let mut done = 0;
-        self.copy(iova, buf.len(), Access::Read, &mut |segment| {
-            let part = &mut buf[done..done + segment.len()];
-            done += part.len();
-            segment.read(part)
-        })
-    }
-
-    /// Writes `buf` at `iova`.
-    pub fn write(&mut self, iova: u64, buf: &[u8]) -> Result<(), DmaFault> {
-        let mut done = 0;
-        self.copy(iova, buf.len(), Access::Write, &mut |segment| {
-            let part = &buf[done..done + segment.len()];
-            done += part.len();
-            segment.write(part)
-        })
-    }
-
-    /// Copies between `iova` and a slice of the device's own memory.
-    pub fn copy_slice(&mut self, iova: u64, own: &VolatileSlice<'_>, access: Access) -> Result<(), DmaFault> {
-        let mut done = 0;
-        self.copy(iova, own.len(), access, &mut |segment| {
-            let part = own.subslice(done, segment.len()).map_err(|_| MemoryFault)?;
-            done += part.len();
-            match access {
-                Access::Read => segment.copy_to(&part),
-                Access::Write => segment.copy_from(&part),
-            }
-        })
-    }
-
-    fn copy(
-        &mut self,
-        iova: u64,
-        len: usize,
-        access: Access,
-        each: &mut dyn FnMut(Segment<'_>) -> Result<(), MemoryFault>,
-    ) -> Result<(), DmaFault> {
-        enum Stop {
-            Fault(DmaFault),
-            Memory,
-        }
-        impl From<DmaFault> for Stop {
-            fn from(fault: DmaFault) -> Stop {
-                Stop::Fault(fault)
-            }
-        }
-        impl From<MemoryFault> for Stop {
-            fn from(_: MemoryFault) -> Stop {
-                Stop::Memory
-            }
-        }
-        self.segments::<Stop>(iova, len, access, &mut |segment| Ok(each(segment)?)).map_err(|stop| match stop {
-            Stop::Fault(fault) => fault,
-            Stop::Memory => DmaFault { iova, access, reason: FaultReason::Memory },
-        })
     }
 }

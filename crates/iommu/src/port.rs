@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The fence: how sessions and those who take something away meet.
+//!
+//! A requester has a [`Port`] for each attachment, and a port a place
+//! ([`Worker`]) for each session that is open at a time. An open session
+//! holds its place's mutex; it never waits for it, but tries the next place,
+//! and makes another where there is none. A fence takes the mutex of every
+//! place once:
+//!
+//! - A session that had the place before is over when the fence has it.
+//! - A session that gets it afterwards sees, by the mutex, all that was done
+//!   before the fence: the mapping is gone.
+//!
+//! Since the fence has the place to itself, it also throws out what the place
+//! remembers (translations, memories, the space). So nothing of it has to be
+//! checked during a session, and memory that was unmapped is let go at once.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::sync::{Mutex, MutexGuard, lock, try_lock, wait};
+use crate::table::Entry;
+use crate::{AddressSpace, Memory, Prot};
+
+/// One attachment of a requester: that of its RID, or of a PASID.
+#[derive(Debug, Default)]
+pub(crate) struct Port {
+    /// Held while the attachment is being changed, waiting included.
+    turn: Mutex<()>,
+    /// What new places start with. Held for moments only. Whoever adds a place
+    /// holds it, and whoever fences has held it: so either the fence sees the
+    /// place, or the place's sessions see what was done before the fence.
+    space: Mutex<Option<Arc<AddressSpace>>>,
+    first: Worker,
+}
+
+/// A place for a session. Apart from others' cache lines.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Worker {
+    state: Mutex<State>,
+    next: OnceLock<Box<Worker>>,
+}
+
+/// Translations that a place remembers.
+const HITS: usize = 16;
+
+/// What a session has.
+#[derive(Debug)]
+pub(crate) struct State {
+    space: Option<Arc<AddressSpace>>,
+    /// Whether there may be something in `hits`.
+    warm: bool,
+    hits: [Entry; HITS],
+    /// By number; filled as they are used.
+    memories: Vec<Option<Arc<dyn Memory>>>,
+}
+
+/// Covers nothing.
+const MISS: Entry = Entry { first: 1, last: 0, offset: 0, memory: 0, prot: Prot::empty(), tag: 0 };
+
+impl Default for State {
+    fn default() -> State {
+        State { space: None, warm: false, hits: [MISS; HITS], memories: Vec::new() }
+    }
+}
+
+impl Port {
+    /// Starts a session. Never waits for anybody.
+    #[inline]
+    pub(crate) fn open(&self) -> MutexGuard<'_, State> {
+        let mut worker = &self.first;
+        loop {
+            if let Some(state) = try_lock(&worker.state) {
+                return state;
+            }
+            worker = match worker.next.get() {
+                Some(next) => next,
+                None => self.grow(worker),
+            };
+        }
+    }
+
+    #[cold]
+    fn grow<'a>(&self, worker: &'a Worker) -> &'a Worker {
+        let space = lock(&self.space);
+        worker.next.get_or_init(|| {
+            let state = State { space: space.clone(), ..State::default() };
+            Box::new(Worker { state: Mutex::new(state), next: OnceLock::new() })
+        })
+    }
+
+    /// Attaches to `space` or to nothing. On return no session uses the old one.
+    pub(crate) fn attach(self: &Arc<Port>, space: Option<Arc<AddressSpace>>) {
+        let _turn = lock(&self.turn);
+        if lock(&self.space).as_ref().map(Arc::as_ptr) == space.as_ref().map(Arc::as_ptr) {
+            return;
+        }
+        if let Some(space) = &space {
+            space.add_port(self);
+        }
+        let old = std::mem::replace(&mut *lock(&self.space), space.clone());
+        self.each(&mut |state| {
+            state.flush();
+            state.memories = Vec::new();
+            state.space.clone_from(&space);
+        });
+        if let Some(old) = old {
+            old.remove_port(self);
+        }
+    }
+
+    /// Waits for the sessions open now; makes later ones forget all
+    /// translations and the memories numbered in `dead`.
+    pub(crate) fn fence(&self, dead: &[u32]) {
+        drop(lock(&self.space));
+        self.each(&mut |state| {
+            state.flush();
+            for number in dead {
+                if let Some(memory) = state.memories.get_mut(*number as usize) {
+                    *memory = None;
+                }
+            }
+        });
+    }
+
+    fn each(&self, change: &mut dyn FnMut(&mut State)) {
+        let mut worker = Some(&self.first);
+        while let Some(Worker { state, next }) = worker {
+            change(&mut wait(state));
+            worker = next.get().map(|next| &**next);
+        }
+    }
+}
+
+impl State {
+    /// Whether there is a space.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.space.is_some()
+    }
+
+    /// What is mapped at `iova`, and the memory behind it.
+    #[inline]
+    pub(crate) fn translate(&mut self, iova: u64) -> Option<(Entry, &dyn Memory)> {
+        let hit = (iova >> 12) as usize % HITS;
+        let mut entry = self.hits[hit];
+        if iova < entry.first || entry.last < iova {
+            entry = self.space.as_ref()?.translate(iova)?;
+            self.hits[hit] = entry;
+            self.warm = true;
+        }
+        let number = entry.memory as usize;
+        if self.memories.get(number).is_none_or(Option::is_none) {
+            self.learn(entry.memory)?;
+        }
+        Some((entry, &**self.memories.get(number)?.as_ref()?))
+    }
+
+    #[cold]
+    fn learn(&mut self, number: u32) -> Option<()> {
+        let memory = self.space.as_ref()?.memory(number)?;
+        let number = number as usize;
+        if self.memories.len() <= number {
+            self.memories.resize(number + 1, None);
+        }
+        self.memories[number] = Some(memory);
+        Some(())
+    }
+
+    fn flush(&mut self) {
+        if self.warm {
+            self.hits = [MISS; HITS];
+            self.warm = false;
+        }
+    }
+}

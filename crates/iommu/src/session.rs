@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! DMA: a device's reads and writes, translated.
+
+use std::cell::Cell;
+
+use vm_memory::VolatileSlice;
+
+use crate::port::State;
+use crate::sync::MutexGuard;
+use crate::{Access, DmaFault, FaultReason, Memory, MemoryFault, Prot, Requester, Segment};
+
+/// A piece of DMA work. While it lives, what it translated stays valid.
+///
+/// The thread that has it open must not map, unmap or attach: it would wait
+/// for itself.
+#[derive(Debug)]
+pub struct Session<'a> {
+    requester: &'a Requester,
+    /// `None`: a PASID that was never attached.
+    state: Option<MutexGuard<'a, State>>,
+}
+
+/// Where an IOVA leads.
+#[derive(Clone, Copy, Debug)]
+pub struct Translation<'a> {
+    /// The memory.
+    pub memory: &'a dyn Memory,
+    /// Offset in it of the byte at the IOVA.
+    pub offset: u64,
+    /// Last IOVA for which this holds, inclusive.
+    pub last: u64,
+}
+
+impl<'a> Session<'a> {
+    #[inline]
+    pub(crate) fn new(requester: &'a Requester, state: Option<MutexGuard<'a, State>>) -> Session<'a> {
+        Session { requester, state }
+    }
+
+    /// Translates one IOVA. A refusal is logged.
+    #[inline]
+    pub fn translate(&mut self, iova: u64, access: Access) -> Result<Translation<'_>, DmaFault> {
+        let requester = self.requester;
+        let refuse = |reason| Err(refused(requester, DmaFault { iova, access, reason }));
+        if !requester.is_bus_master() {
+            return refuse(FaultReason::BusMasterOff);
+        }
+        let Some(state) = self.state.as_deref_mut().filter(|state| state.is_attached()) else {
+            return refuse(FaultReason::Blocked);
+        };
+        let Some((entry, memory)) = state.translate(iova) else {
+            return refuse(FaultReason::NotMapped);
+        };
+        let need = match access {
+            Access::Read => Prot::READ,
+            Access::Write => Prot::WRITE,
+        };
+        if !entry.prot.contains(need) {
+            return refuse(FaultReason::Permission);
+        }
+        Ok(Translation { memory, offset: entry.offset.wrapping_add(iova - entry.first), last: entry.last })
+    }
+
+    /// Calls `each` for every run of bytes of `iova .. iova + len`, in order;
+    /// a run does not go beyond its mapping. Bytes before a fault have been
+    /// passed on, as on a bus. After IOVA 2^64-1 comes a fault.
+    pub fn segments<E: From<DmaFault> + From<MemoryFault>>(
+        &mut self,
+        iova: u64,
+        len: usize,
+        access: Access,
+        each: &mut dyn FnMut(Segment<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (mut at, mut left) = (iova, len);
+        while left > 0 {
+            let Translation { memory, offset, last } = self.translate(at, access)?;
+            let run = left.min(usize::try_from(last - at).unwrap_or(usize::MAX).saturating_add(1));
+            each(match memory.slice(offset, run) {
+                Some(slice) => Segment::Direct(slice),
+                None => Segment::Remote { memory, offset, len: run },
+            })?;
+            left -= run;
+            at = at.wrapping_add(run as u64);
+            if at == 0 && left > 0 {
+                let fault = DmaFault { iova: at, access, reason: FaultReason::NotMapped };
+                return Err(refused(self.requester, fault).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads `buf.len()` bytes at `iova`.
+    pub fn read(&mut self, iova: u64, buf: &mut [u8]) -> Result<(), DmaFault> {
+        let mut rest = buf;
+        self.copy(iova, rest.len(), Access::Read, &mut |segment| {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut_checked(segment.len()).ok_or(MemoryFault)?;
+            rest = after;
+            segment.read(part)
+        })
+    }
+
+    /// Writes `buf` at `iova`.
+    pub fn write(&mut self, iova: u64, buf: &[u8]) -> Result<(), DmaFault> {
+        let mut rest = buf;
+        self.copy(iova, rest.len(), Access::Write, &mut |segment| {
+            let (part, after) = rest.split_at_checked(segment.len()).ok_or(MemoryFault)?;
+            rest = after;
+            segment.write(part)
+        })
+    }
+
+    /// Copies between `iova` and a slice of the device's own memory.
+    pub fn copy_slice(&mut self, iova: u64, own: &VolatileSlice<'_>, access: Access) -> Result<(), DmaFault> {
+        let mut done = 0;
+        self.copy(iova, own.len(), access, &mut |segment| {
+            let part = own.subslice(done, segment.len()).map_err(|_| MemoryFault)?;
+            done += part.len();
+            match access {
+                Access::Read => segment.copy_to(&part),
+                Access::Write => segment.copy_from(&part),
+            }
+        })
+    }
+
+    fn copy(
+        &mut self,
+        iova: u64,
+        len: usize,
+        access: Access,
+        each: &mut dyn FnMut(Segment<'_>) -> Result<(), MemoryFault>,
+    ) -> Result<(), DmaFault> {
+        enum Stop {
+            Fault(DmaFault),
+            Memory,
+        }
+        impl From<DmaFault> for Stop {
+            fn from(fault: DmaFault) -> Stop {
+                Stop::Fault(fault)
+            }
+        }
+        impl From<MemoryFault> for Stop {
+            fn from(_: MemoryFault) -> Stop {
+                Stop::Memory
+            }
+        }
+        let done = Cell::new(0);
+        let result = self.segments::<Stop>(iova, len, access, &mut |segment| {
+            let len = segment.len() as u64;
+            each(segment)?;
+            done.set(done.get() + len);
+            Ok(())
+        });
+        result.map_err(|stop| match stop {
+            Stop::Fault(fault) => fault,
+            Stop::Memory => {
+                let iova = iova.wrapping_add(done.get());
+                refused(self.requester, DmaFault { iova, access, reason: FaultReason::Memory })
+            }
+        })
+    }
+}
+
+#[cold]
+fn refused(requester: &Requester, fault: DmaFault) -> DmaFault {
+    requester.log(fault);
+    fault
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Everything the crate uses of `std` to work between threads, in one place.
+//!
+//! The model checker (`tests/model`) compiles the crate's other files against
+//! its own version of this one.
+
+use std::sync::PoisonError;
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, TryLockError};
+
+use zerocopy::FromZeros;
+
+/// A cell of an arena: all its bytes may be zero.
+pub(crate) trait Blank: Sized {
+    /// `count` zeroed cells, or nothing if there is no memory for them. The
+    /// pages of a large piece cost nothing until they are written to.
+    fn blank(count: usize) -> Option<Box<[Self]>>;
+}
+
+impl<T: FromZeros> Blank for T {
+    fn blank(count: usize) -> Option<Box<[T]>> {
+        <[T]>::new_box_zeroed_with_elems(count).ok()
+    }
+}
+
+/// Locks.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks unless somebody else has it.
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// Locks what is expected to be free, or free within microseconds.
+pub(crate) fn wait<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    for round in 0..200 {
+        if let Some(guard) = try_lock(mutex) {
+            return guard;
+        }
+        pause(round);
+    }
+    lock(mutex)
+}
+
+/// Passes a moment of waiting number `round`.
+pub(crate) fn pause(round: u32) {
+    if round < 100 {
+        std::hint::spin_loop();
+    } else {
+        std::thread::yield_now();
+    }
+}
