@@ -4,20 +4,34 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod builder;
 pub mod cap;
 mod express;
 mod extended;
 mod fabric;
+mod facts;
 mod function;
+mod groups;
 mod header;
 mod layout;
+mod numbering;
+mod quirks;
+mod reset;
+pub mod resource;
 mod save;
 pub mod spec;
+mod sriov;
 mod standard;
 pub mod vpd;
 
 pub use address::{Address, AddressError};
-pub use fabric::Fabric;
+pub use builder::{FabricBuilder, FabricError, Item, Place};
+pub use fabric::{Bus, Fabric};
 pub use function::{Effect, Function};
+pub use groups::{MSI_WINDOW, ReservedRegion};
+pub use quirks::{Alias, Id, Quirks};
+pub use reset::{NotResettable, ResetMethod, ResetScope};
+pub use resource::Resource;
 pub use save::SavedConfig;
 pub use spec::{Bar, BarKind, FunctionSpec, Link, Msix, PortType, Slot, SpecError};
+pub use sriov::VfError;

@@ -390,6 +390,12 @@ impl FunctionSpec {
         vf.total_vfs = 0;
         vf.vf = None;
         vf.rom = Vec::new();
+        // A VF has memory BARs only (SR-IOV 1.1, 2.1.1).
+        for bar in &mut vf.bars {
+            if bar.as_ref().is_some_and(|bar| !bar.is_memory()) {
+                *bar = None;
+            }
+        }
         vf.pri = None;
         vf.pasid = None;
         vf.no_power_management = true;
