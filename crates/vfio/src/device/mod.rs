@@ -1,38 +1,85 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Open device files: what a program does with a device once it has its
 //! descriptor.
+//!
+//! [`Devices`] keeps the state of each open [`Device`](state::Device), which
+//! all its files share (API-053), and sends each call to the topic that owns
+//! the rule: `info`, `irqs`, `config`, `rw`, `reset`, `power`, `feature`,
+//! `ioeventfd`, `token`.
 
+mod config;
+mod feature;
+mod info;
+mod ioeventfd;
+mod irqs;
+mod power;
+mod reset;
+mod rw;
+mod state;
+mod token;
+mod watches;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use ::device::{Board, DeviceFile};
+use ::device::{Board, DeviceFile, Driver};
 use caller::{FileId, Platform, Reply, WatchId};
 use pci::Address;
 use uapi::Errno;
+use uapi::vfio::device as request;
 
 use crate::{Context, Options};
+use irqs::Tools;
+use state::Device;
+use token::Tokens;
+use watches::{Action, Watches};
 
 /// Every device that a program has open.
 #[derive(Debug)]
 pub(crate) struct Devices {
     platform: Arc<dyn Platform>,
+    options: Options,
+    /// Device numbers, kept from the first open on: programs may remember
+    /// file offsets.
+    numbers: BTreeMap<Address, u32>,
+    open: BTreeMap<Address, Device>,
+    files: HashMap<FileId, Address>,
+    watches: Watches,
+    tokens: Tokens,
 }
 
 impl Devices {
     /// No device is open.
     pub(crate) fn new(platform: Arc<dyn Platform>, options: &Options) -> Devices {
-        let _ = options;
-        Devices { platform }
+        Devices {
+            options: options.clone(),
+            numbers: BTreeMap::new(),
+            open: BTreeMap::new(),
+            files: HashMap::new(),
+            watches: Watches::new(Arc::clone(&platform)),
+            tokens: Tokens::new(Arc::clone(&platform)),
+            platform,
+        }
     }
 
     /// Whether what a program passed to GET_DEVICE_FD names this device: the
     /// address, alone or followed by a space and options (API-049).
     pub(crate) fn matches(&self, address: Address, name: &str) -> bool {
-        let shown = address.to_string();
-        name.strip_prefix(shown.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+        token::options_of(address, name).is_some()
+    }
+
+    /// Checks the options of a name that matches: `EINVAL`, `EACCES` (API-050,
+    /// API-057 to API-060). Linux does it with the match, before it looks at
+    /// the container.
+    pub(crate) fn check_options(&mut self, address: Address, name: &str, board: &Board) -> Result<(), Errno> {
+        let options = token::options_of(address, name).ok_or(Errno::ENODEV)?;
+        let token = token::parse(options)?;
+        self.tokens.check(address, token, board)
     }
 
     /// Opens a device whose container checks have passed, as `file`. `name` is
-    /// what the program passed to GET_DEVICE_FD.
+    /// what the program passed to GET_DEVICE_FD. `ENODEV` if it is no longer
+    /// bound (API-273), `ENOMEM` if no file can be made for it.
     pub(crate) fn open(
         &mut self,
         file: FileId,
@@ -40,17 +87,44 @@ impl Devices {
         name: &str,
         cx: &mut Context<'_>,
     ) -> Result<(), Errno> {
-        let _ = (file, address, name, cx, &self.platform);
-        Err(Errno::ENODEV)
+        self.check_options(address, name, cx.board)?;
+        if cx.board.driver(address) != Some(&Driver::VfioPci) {
+            return Err(Errno::ENODEV);
+        }
+        if !self.open.contains_key(&address) {
+            let number = self.number(address)?;
+            let device = Device::open(address, number, cx.board, &*self.platform, &self.options)?;
+            if device.is_virtual() {
+                self.tokens.add_user(address, cx.board);
+            }
+            self.open.insert(address, device);
+        }
+        if let Some(device) = self.open.get_mut(&address) {
+            device.files += 1;
+            self.files.insert(file, address);
+        }
+        Ok(())
+    }
+
+    /// `ENFILE` if there are no offsets left for one more device.
+    fn number(&mut self, address: Address) -> Result<u32, Errno> {
+        let next = self.numbers.len() as u32;
+        if let Some(number) = self.numbers.get(&address) {
+            return Ok(*number);
+        }
+        if next >= uapi::region::MAX_DEVICES {
+            return Err(Errno::ENFILE);
+        }
+        self.numbers.insert(address, next);
+        Ok(next)
     }
 
     /// Whether the file is an open device.
     pub(crate) fn is_device(&self, file: FileId) -> bool {
-        let _ = file;
-        false
+        self.files.contains_key(&file)
     }
 
-    /// `ioctl` on a device file.
+    /// `ioctl` on a device file, in the order of API-122.
     pub(crate) fn ioctl(
         &mut self,
         file: FileId,
@@ -58,8 +132,29 @@ impl Devices {
         arg: u64,
         cx: &mut Context<'_>,
     ) -> Result<Reply, Errno> {
-        let _ = (file, request, arg, cx);
-        Err(Errno::ENOTTY)
+        let now = self.platform.now();
+        let device = self.files.get(&file).and_then(|a| self.open.get_mut(a)).ok_or(Errno::EINVAL)?;
+        if request == request::BIND_IOMMUFD {
+            return bind_from_group(arg, cx);
+        }
+        device.wake(cx.board, now);
+        let result = match request {
+            // Files from a group have no iommufd (API-120).
+            request::ATTACH_IOMMUFD_PT | request::DETACH_IOMMUFD_PT => Err(Errno::ENOTTY),
+            request::FEATURE => device.feature(arg, cx.caller, cx.board, &mut self.tokens, now),
+            request::GET_REGION_INFO => device.get_region_info(cx.caller, arg).map(|()| 0),
+            request::GET_INFO => device.get_info(cx.board, cx.caller, arg).map(|()| 0),
+            request::GET_IRQ_INFO => device.get_irq_info(cx.board, cx.caller, arg).map(|()| 0),
+            request::SET_IRQS => {
+                let watches = &mut self.watches;
+                device.set_irqs(arg, &mut Tools { caller: cx.caller, board: cx.board, watches, now })
+            }
+            request::RESET => device.reset(cx.board, now).map(|()| 0),
+            request::IOEVENTFD => device.ioeventfd(arg, cx.caller, &mut self.watches).map(|()| 0),
+            _ => Err(Errno::ENOTTY),
+        };
+        device.idle(cx.board, now);
+        result.map(Reply::Value)
     }
 
     /// `pread`: the bytes done.
@@ -71,8 +166,15 @@ impl Devices {
         len: u64,
         cx: &mut Context<'_>,
     ) -> Result<u64, Errno> {
-        let _ = (file, offset, buf, len, cx);
-        Err(Errno::EINVAL)
+        let device = self.files.get(&file).and_then(|a| self.open.get_mut(a)).ok_or(Errno::EINVAL)?;
+        if len == 0 {
+            return Ok(0);
+        }
+        let now = self.platform.now();
+        device.wake(cx.board, now);
+        let result = device.read(offset, buf, len, cx.caller, cx.board, now);
+        device.idle(cx.board, now);
+        result
     }
 
     /// `pwrite`: the bytes done.
@@ -84,37 +186,91 @@ impl Devices {
         len: u64,
         cx: &mut Context<'_>,
     ) -> Result<u64, Errno> {
-        let _ = (file, offset, buf, len, cx);
-        Err(Errno::EINVAL)
+        let device = self.files.get(&file).and_then(|a| self.open.get_mut(a)).ok_or(Errno::EINVAL)?;
+        if len == 0 {
+            return Ok(0);
+        }
+        let now = self.platform.now();
+        device.wake(cx.board, now);
+        let result = device.write(offset, buf, len, cx.caller, cx.board, now);
+        device.idle(cx.board, now);
+        result
     }
 
     /// Whether the range of a device file may be mapped.
     pub(crate) fn mmap(&self, file: FileId, offset: u64, len: u64, shared: bool, board: &Board) -> Result<(), Errno> {
-        let _ = (file, offset, len, shared, board);
-        Err(Errno::EINVAL)
+        let _ = board;
+        self.device(file).ok_or(Errno::EINVAL)?.mmap(offset, len, shared)
     }
 
     /// A file's last descriptor and mapping are gone. The device's address if
     /// it was the last file of it, and the close work is done.
     pub(crate) fn release(&mut self, file: FileId, board: &mut Board) -> Option<Address> {
-        let _ = (file, board);
-        None
+        let address = self.files.remove(&file)?;
+        let device = self.open.get_mut(&address)?;
+        device.files -= 1;
+        if device.files > 0 {
+            return None;
+        }
+        let mut device = self.open.remove(&address)?;
+        if device.is_virtual() {
+            self.tokens.remove_user(address, board);
+        }
+        device.close(board, &mut self.watches, self.platform.now());
+        Some(address)
     }
 
     /// A watched event was signalled.
     pub(crate) fn event_fired(&mut self, watch: WatchId, board: &mut Board) {
-        let _ = (watch, board);
+        let _ = board;
+        let Some((address, action)) = self.watches.get(watch) else { return };
+        let Some(device) = self.open.get(&address) else { return };
+        match action {
+            Action::Unmask => device.endpoint.interrupts.unmask_intx(),
+            Action::Store => device.ioeventfd_fired(watch, self.platform.now()),
+        }
     }
 
     /// The shared pages of an open device.
     pub(crate) fn device_file(&self, file: FileId) -> Option<Arc<dyn DeviceFile>> {
-        let _ = file;
-        None
+        self.device(file).map(|device| Arc::clone(&device.file))
     }
 
     /// The device that a file is of.
     pub(crate) fn address(&self, file: FileId) -> Option<Address> {
-        let _ = file;
-        None
+        self.files.get(&file).copied()
     }
+
+    /// Whether a program has the device open.
+    pub(crate) fn is_open(&self, address: Address) -> bool {
+        self.open.contains_key(&address)
+    }
+
+    /// Tells the device's user of an uncorrectable error; whether it asked to
+    /// be told.
+    pub(crate) fn signal_error(&self, address: Address) -> bool {
+        self.open.get(&address).is_some_and(Device::signal_error)
+    }
+
+    /// Asks the device's user to give it back; whether it can be asked
+    /// (API-272).
+    pub(crate) fn signal_request(&self, address: Address) -> bool {
+        self.open.get(&address).is_some_and(Device::signal_request)
+    }
+
+    /// A device has lost its driver.
+    pub(crate) fn unbound(&mut self, address: Address) {
+        self.tokens.forget(address);
+    }
+
+    fn device(&self, file: FileId) -> Option<&Device> {
+        self.open.get(self.files.get(&file)?)
+    }
+}
+
+/// BIND_IOMMUFD on a file from a group: refused once its argument can be read
+/// (API-105).
+fn bind_from_group(arg: u64, cx: &Context<'_>) -> Result<Reply, Errno> {
+    crate::args::read_plain::<u32>(cx.caller, arg)?;
+    Err(Errno::EINVAL)
 }

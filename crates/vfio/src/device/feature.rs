@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! DEVICE_FEATURE (vfio-api.md, section 8).
+
+use ::device::Board;
+use caller::Caller;
+use uapi::Errno;
+use uapi::vfio::device::{DmaBuf, DmaRange, Feature, FeatureFlags, LowPowerWakeup, feature, region_index};
+
+use super::state::{Device, PAGE};
+use super::token::{TOKEN_SIZE, Tokens};
+use crate::args;
+
+/// A request whose fixed part is checked.
+struct Request {
+    flags: FeatureFlags,
+    /// Where the data starts.
+    data: u64,
+    /// Bytes that the caller provides there.
+    size: u32,
+}
+
+impl Request {
+    /// API-194: what the feature offers, and whether its data is all there.
+    /// `false`: it was only a probe, and there is nothing to do.
+    fn check(&self, offered: FeatureFlags, size: usize) -> Result<bool, Errno> {
+        let operations = self.flags & (FeatureFlags::GET | FeatureFlags::SET);
+        if !offered.contains(operations) {
+            return Err(Errno::EINVAL);
+        }
+        if self.flags.contains(FeatureFlags::PROBE) {
+            return Ok(false);
+        }
+        if operations.is_empty() || (self.size as usize) < size {
+            return Err(Errno::EINVAL);
+        }
+        Ok(true)
+    }
+}
+
+impl Device {
+    /// DEVICE_FEATURE; the value is 0 or what the feature returns.
+    pub(super) fn feature(
+        &mut self,
+        arg: u64,
+        caller: &dyn Caller,
+        board: &mut Board,
+        tokens: &mut Tokens,
+        now: u64,
+    ) -> Result<u64, Errno> {
+        // API-193
+        let head: Feature = args::read(caller, arg, size_of::<Feature>())?;
+        let flags = FeatureFlags::from_bits(head.flags).ok_or(Errno::EINVAL)?;
+        let both = FeatureFlags::GET | FeatureFlags::SET;
+        if flags.contains(both) && !flags.contains(FeatureFlags::PROBE) {
+            return Err(Errno::EINVAL);
+        }
+        let size = head.argsz - size_of::<Feature>() as u32;
+        let data = arg.checked_add(size_of::<Feature>() as u64).ok_or(Errno::EFAULT)?;
+        let request = Request { flags, data, size };
+        match (flags & FeatureFlags::INDEX).bits() {
+            // No device migrates (API-196), so none has pre-copy either.
+            feature::MIGRATION | feature::MIG_DEVICE_STATE | feature::MIG_DATA_SIZE => Err(Errno::ENOTTY),
+            feature::DMA_LOGGING_START | feature::DMA_LOGGING_STOP | feature::DMA_LOGGING_REPORT => Err(Errno::ENOTTY),
+            feature::MIG_PRECOPY_INFO_V2 => Err(Errno::EINVAL),
+            feature::PCI_VF_TOKEN => self.set_token(&request, caller, board, tokens),
+            feature::LOW_POWER_ENTRY => {
+                if request.check(FeatureFlags::SET, 0)? {
+                    self.enter_low_power(None, now)?;
+                }
+                Ok(0)
+            }
+            feature::LOW_POWER_ENTRY_WITH_WAKEUP => self.enter_with_wakeup(&request, caller, now),
+            feature::LOW_POWER_EXIT => {
+                if request.check(FeatureFlags::SET, 0)? {
+                    self.exit_low_power(board, now);
+                }
+                Ok(0)
+            }
+            feature::DMA_BUF => self.dma_buf(&request, caller),
+            // API-195; BUS_MASTER is for CDX devices.
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+
+    /// API-198
+    fn set_token(
+        &self,
+        request: &Request,
+        caller: &dyn Caller,
+        board: &Board,
+        tokens: &mut Tokens,
+    ) -> Result<u64, Errno> {
+        if !tokens.has(self.address, board) {
+            return Err(Errno::ENOTTY);
+        }
+        if request.check(FeatureFlags::SET, TOKEN_SIZE)? {
+            let mut token = [0; TOKEN_SIZE];
+            caller.read(request.data, &mut token)?;
+            tokens.set(self.address, token);
+        }
+        Ok(0)
+    }
+
+    /// API-203
+    fn enter_with_wakeup(&mut self, request: &Request, caller: &dyn Caller, now: u64) -> Result<u64, Errno> {
+        if !request.check(FeatureFlags::SET, size_of::<LowPowerWakeup>())? {
+            return Ok(0);
+        }
+        let entry: LowPowerWakeup = args::read_plain(caller, request.data)?;
+        if entry.wakeup_eventfd < 0 {
+            return Err(Errno::EINVAL);
+        }
+        let event = caller.event(entry.wakeup_eventfd)?;
+        self.enter_low_power(Some(event), now)?;
+        Ok(0)
+    }
+
+    /// The checks of API-206 and API-207. The BARs of a simulated device are
+    /// no bus addresses, so none has a peer-to-peer provider: what passes all
+    /// other checks is refused as Linux refuses such a BAR.
+    fn dma_buf(&self, request: &Request, caller: &dyn Caller) -> Result<u64, Errno> {
+        if !request.check(FeatureFlags::GET, size_of::<DmaBuf>())? {
+            return Ok(0);
+        }
+        let head: DmaBuf = args::read_plain(caller, request.data)?;
+        if head.nr_ranges == 0 || head.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let bar = match self.bars.get(head.region_index as usize) {
+            Some(bar) if head.region_index <= region_index::BAR5 && bar.size != 0 => bar,
+            _ => return Err(Errno::ENODEV),
+        };
+        // What Linux's allocator refuses (a list of more than 4 MiB).
+        if head.nr_ranges > (4 << 20) / size_of::<DmaRange>() as u32 {
+            return Err(Errno::ENOMEM);
+        }
+        let list = request.data.checked_add(size_of::<DmaBuf>() as u64).ok_or(Errno::EFAULT)?;
+        let mut total: u64 = 0;
+        for i in 0..u64::from(head.nr_ranges) {
+            let at = list.checked_add(i * size_of::<DmaRange>() as u64).ok_or(Errno::EFAULT)?;
+            let range: DmaRange = args::read_plain(caller, at)?;
+            if range.length == 0 || range.offset % PAGE != 0 || range.length % PAGE != 0 {
+                return Err(Errno::EINVAL);
+            }
+            let end = range.offset.checked_add(range.length).ok_or(Errno::EOVERFLOW)?;
+            total = total.checked_add(range.length).ok_or(Errno::EINVAL)?;
+            if end > bar.size {
+                return Err(Errno::EINVAL);
+            }
+        }
+        Err(Errno::EINVAL)
+    }
+}

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One open device: what its open and close do, and what of the hardware a
+//! program can reach at any time (vfio-api.md, sections 7 and 12).
+
+use std::sync::Arc;
+
+use ::device::{Board, DeviceFile, Endpoint, Event, RegionLayout, ResetKind};
+use caller::{Platform, WatchId};
+use pci::{Address, Effect, Function, PortType, SavedConfig, cap};
+use uapi::Errno;
+
+use super::config::Config;
+use super::ioeventfd::IoEvents;
+use super::power::LowPower;
+use super::watches::Watches;
+use crate::Options;
+
+/// Bytes of a page.
+pub(super) const PAGE: u64 = 4096;
+
+/// A BAR as the host claimed it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bar {
+    /// Bytes; 0 if there is none.
+    pub(super) size: u64,
+    /// Gated by memory enable.
+    pub(super) memory: bool,
+    /// Bytes that can be mapped: whole pages, or 0.
+    pub(super) mmap: u64,
+    /// Bytes that cannot be reached, the MSI-X table: start and end.
+    pub(super) table: (u64, u64),
+}
+
+/// State shared by the files of one device (API-053).
+#[derive(Debug)]
+pub(super) struct Device {
+    pub(super) address: Address,
+    /// Which range of file offsets is its own.
+    pub(super) number: u32,
+    /// Open files.
+    pub(super) files: u32,
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) file: Arc<dyn DeviceFile>,
+    pub(super) bars: [Bar; 6],
+    /// Bytes of the ROM BAR, and of the image in it.
+    pub(super) rom: (u64, u64),
+    pub(super) config: Config,
+    /// A function reset was proven at open.
+    pub(super) reset_works: bool,
+    /// The state at open, loaded at close.
+    saved: SavedConfig,
+    /// The state at the entry of D3hot, for functions that lose it.
+    pub(super) before_d3: Option<SavedConfig>,
+    pub(super) low_power: LowPower,
+    /// INTx can be masked in the function (PCI 2.3).
+    pub(super) intx_maskable: bool,
+    /// INTx is not offered: the quirk list (API-178).
+    pub(super) no_intx: bool,
+    /// The program's INTx disable bit as last acted upon.
+    pub(super) intx_disabled: bool,
+    /// Log2 of the messages that SET_IRQS allocated last.
+    pub(super) msi_granted: u8,
+    /// eventfd of the ERR index.
+    pub(super) error: Option<Arc<dyn Event>>,
+    /// eventfd of the REQ index.
+    pub(super) request: Option<Arc<dyn Event>>,
+    /// irqfd that unmasks INTx.
+    pub(super) unmask: Option<WatchId>,
+    pub(super) ioevents: IoEvents,
+    /// Memory of the BARs can be reached.
+    pub(super) accessible: bool,
+    bus_master: bool,
+    disable_idle_d3: bool,
+}
+
+/// Functions whose pin is known to be broken: i40e and X550 (API-178).
+fn has_broken_intx(function: &Function) -> bool {
+    let spec = function.spec();
+    spec.vendor == 0x8086
+        && matches!(spec.device, 0x1563 | 0x1572 | 0x1574 | 0x1580 | 0x1581 | 0x1583..=0x158b | 0x37d0..=0x37d2)
+}
+
+impl Device {
+    /// The first open (API-189). `EAGAIN` never comes: resets do not overlap.
+    pub(super) fn open(
+        address: Address,
+        number: u32,
+        board: &mut Board,
+        platform: &dyn Platform,
+        options: &Options,
+    ) -> Result<Device, Errno> {
+        let endpoint = Arc::clone(board.endpoint(address).ok_or(Errno::ENODEV)?);
+        let starts = std::array::from_fn(|i| board.fabric.resources(address).get(i).map_or(0, |r| r.start));
+        let function = board.fabric.function_mut(address).ok_or(Errno::ENODEV)?;
+        let bars = claim_bars(function, starts);
+        let sizes = bars.map(|bar| bar.size);
+        let layout = RegionLayout { base: uapi::region::offset(number, 0), mmap: bars.map(|bar| bar.mmap) };
+        let file = platform.device_files().create(&layout).map_err(|_| Errno::ENOMEM)?;
+        let now = platform.now();
+
+        // The initial saved state has no bus mastering (API-190).
+        let decoded = enables(function);
+        let command = function.command() & !cap::COMMAND_MASTER | decoded;
+        function.write(cap::COMMAND, 2, u32::from(command));
+        let mut device = Device {
+            address,
+            number,
+            files: 0,
+            endpoint,
+            file,
+            bars,
+            rom: (function.spec().rom_size(), image_size(&function.spec().rom)),
+            config: Config::new(function, sizes, false),
+            reset_works: false,
+            saved: function.save(),
+            before_d3: None,
+            low_power: LowPower::default(),
+            intx_maskable: false,
+            no_intx: has_broken_intx(function),
+            intx_disabled: false,
+            msi_granted: 0,
+            error: None,
+            request: None,
+            unmask: None,
+            ioevents: IoEvents::default(),
+            accessible: false,
+            bus_master: false,
+            disable_idle_d3: options.disable_idle_d3,
+        };
+        device.endpoint.requester.set_bus_master(false);
+        device.set_power_state(board, 0, now)?;
+        device.reset_works = device.reset_function(board, now).is_ok();
+        let function = board.fabric.function_mut(address).ok_or(Errno::ENODEV)?;
+        device.saved = function.save();
+        device.intx_maskable = !device.no_intx && probe_intx_disable(function);
+        let command = function.command();
+        let wanted = match device.no_intx {
+            true => command | cap::COMMAND_INTX_DISABLE,
+            false if device.intx_maskable => command & !cap::COMMAND_INTX_DISABLE,
+            false => command,
+        };
+        function.write(cap::COMMAND, 2, u32::from(wanted));
+        device.config = Config::new(function, sizes, device.no_intx);
+        device.endpoint.set_file(Some(Arc::clone(&device.file)), now);
+        device.sync(board, now);
+        tracing::info!(device = %address, reset = device.reset_works, "device opened");
+        Ok(device)
+    }
+
+    /// The last close (API-270). Whether a function reset was done.
+    pub(super) fn close(&mut self, board: &mut Board, watches: &mut Watches, now: u64) -> bool {
+        self.exit_low_power(board, now);
+        let _ = self.set_power_state(board, 0, now);
+        let command = self.hw_read(board, cap::COMMAND, 2) as u16 & !cap::COMMAND_MASTER;
+        self.hw_write(board, cap::COMMAND, 2, u32::from(command), now);
+        self.disable_irqs(board, watches, now);
+        self.ioevents.clear(watches);
+        self.intx_disabled = false;
+        self.endpoint.interrupts.set_intx_disabled(false);
+
+        // INTx disable as the only bit, then the reset, then the state of open.
+        self.hw_write(board, cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE), now);
+        self.zap(now);
+        let mut reset = false;
+        if self.reset_works {
+            reset = self.try_methods(board, now).is_ok();
+        }
+        if let Some(function) = board.fabric.function_mut(self.address) {
+            let effects = function.restore(&self.saved);
+            self.effects(board, &effects, now);
+            let command = self.hw_read(board, cap::COMMAND, 2) as u16 & !cap::COMMAND_MASTER;
+            self.hw_write(board, cap::COMMAND, 2, u32::from(command), now);
+        }
+        self.zap(now);
+        self.endpoint.set_file(None, now);
+        self.error = None;
+        self.request = None;
+        tracing::info!(device = %self.address, reset, "device closed");
+        reset
+    }
+
+    /// Writes the hardware and follows what that sets off.
+    pub(super) fn hw_write(&mut self, board: &mut Board, pos: u16, len: u8, value: u32, now: u64) {
+        if let Some(function) = board.fabric.function_mut(self.address) {
+            let effects = function.write(pos, len, value);
+            self.effects(board, &effects, now);
+        }
+    }
+
+    /// Follows what a write to the hardware set off: what it took away first.
+    pub(super) fn effects(&mut self, board: &Board, effects: &[Effect], now: u64) {
+        if effects.is_empty() {
+            return;
+        }
+        self.sync(board, now);
+        for effect in effects {
+            match effect {
+                Effect::FunctionLevelReset => self.reset_model(ResetKind::FunctionLevel, now),
+                Effect::Power { from: 3, to: 0 } if !self.endpoint.spec().no_soft_reset => {
+                    self.reset_model(ResetKind::PowerManagement, now);
+                }
+                Effect::Msi(on) => self.endpoint.interrupts.set_msi_enabled(*on),
+                _ => {}
+            }
+        }
+    }
+
+    /// The model and what it had raised are as after power on.
+    pub(super) fn reset_model(&self, kind: ResetKind, now: u64) {
+        self.endpoint.reset(kind, now);
+        self.endpoint.interrupts.reset();
+    }
+
+    /// Opens and shuts what the registers and the power state allow: the BARs
+    /// to the program (API-216, API-217), memory to the device.
+    pub(super) fn sync(&mut self, board: &Board, now: u64) {
+        let Some(function) = board.fabric.function(self.address) else { return };
+        let awake = function.power_state() < 3;
+        let command = function.command();
+        let decodes = self.config.no_command_memory || command & cap::COMMAND_MEMORY != 0;
+        let memory = awake && decodes && self.config.memory() && !self.low_power.engaged();
+        let master = awake && command & cap::COMMAND_MASTER != 0;
+        if master != self.bus_master {
+            self.bus_master = master;
+            self.endpoint.requester.set_bus_master(master);
+        }
+        self.set_accessible(memory, now);
+    }
+
+    /// Takes the mapped BARs away; the next [`sync`](Self::sync) gives them
+    /// back if it may.
+    pub(super) fn zap(&mut self, now: u64) {
+        self.set_accessible(false, now);
+    }
+
+    fn set_accessible(&mut self, on: bool, now: u64) {
+        self.accessible = on;
+        self.endpoint.set_memory(on, now);
+    }
+
+    /// Whether the host may power the device down while a program lets it.
+    pub(super) fn may_suspend(&self) -> bool {
+        !self.disable_idle_d3
+    }
+
+    /// Whether the function is a virtual one.
+    pub(super) fn is_virtual(&self) -> bool {
+        self.endpoint.spec().port_type == PortType::VirtualFunction
+    }
+}
+
+/// The enables that Linux sets for a function's BARs when it is enabled.
+fn enables(function: &Function) -> u16 {
+    let bars = function.spec().bars.iter().flatten();
+    bars.fold(0, |command, bar| command | if bar.is_memory() { cap::COMMAND_MEMORY } else { cap::COMMAND_IO })
+}
+
+/// What a program gets of each BAR (API-136). One that the host could give no
+/// address is not there.
+fn claim_bars(function: &Function, starts: [u64; 6]) -> [Bar; 6] {
+    let spec = function.spec();
+    std::array::from_fn(|index| {
+        let Some(bar) = spec.bars[index].as_ref().filter(|_| starts[index] != 0) else { return Bar::default() };
+        // A small BAR can be mapped if nothing else can be in its page.
+        let own_page = bar.size >= PAGE || starts[index] % PAGE == 0;
+        let mappable = bar.is_memory() && bar.mmap && own_page;
+        let table = match &spec.msix {
+            Some(msix) if usize::from(msix.table.0) == index => {
+                let start = u64::from(msix.table.1);
+                (start, start + u64::from(msix.vectors) * 16)
+            }
+            _ => (0, 0),
+        };
+        let mmap = if mappable { bar.size.next_multiple_of(PAGE) } else { 0 };
+        Bar { size: bar.size, memory: bar.is_memory(), mmap, table }
+    })
+}
+
+/// Whether INTx disable can be changed (PCI 2.3). Leaves it as it was.
+fn probe_intx_disable(function: &mut Function) -> bool {
+    let before = function.command();
+    function.write(cap::COMMAND, 2, u32::from(before ^ cap::COMMAND_INTX_DISABLE));
+    let changed = function.command() != before;
+    function.write(cap::COMMAND, 2, u32::from(before));
+    changed
+}
+
+/// Bytes of the images in a ROM that its headers vouch for; 0 if it is none.
+fn image_size(rom: &[u8]) -> u64 {
+    let word = |at: usize| rom.get(at..).and_then(|b| b.first_chunk()).map(|b| u16::from_le_bytes(*b));
+    let mut end = 0;
+    while word(end) == Some(0xaa55) {
+        let Some(data) = word(end + 24).map(|offset| end + usize::from(offset)) else { break };
+        if rom.get(data..).and_then(|b| b.first_chunk()) != Some(b"PCIR") {
+            break;
+        }
+        let (Some(length), Some(indicator)) = (word(data + 16), rom.get(data + 21)) else { break };
+        end += usize::from(length) * 512;
+        if length == 0 || indicator & 0x80 != 0 || end >= rom.len() {
+            break;
+        }
+    }
+    end.min(rom.len()) as u64
+}
