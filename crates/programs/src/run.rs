@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vfuse run` with its options, in each of the ways in which it can be run.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::geteuid;
+
+use crate::{Outcome, Place, run_child, vfuse_binary};
+
+/// Who runs the program, and how it gets in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Root, in a mount namespace.
+    RootNamespaces,
+    /// Root, with path names redirected.
+    RootPaths,
+    /// An unprivileged user, in a user namespace.
+    NobodyUserns,
+    /// An unprivileged user, with path names redirected.
+    NobodyPaths,
+}
+
+impl Way {
+    /// The value of `--isolation`.
+    #[must_use]
+    pub fn isolation(self) -> &'static str {
+        match self {
+            Way::RootNamespaces => "namespaces",
+            Way::NobodyUserns => "userns",
+            Way::RootPaths | Way::NobodyPaths => "paths",
+        }
+    }
+
+    /// Whether the program runs as root.
+    #[must_use]
+    pub fn is_root(self) -> bool {
+        matches!(self, Way::RootNamespaces | Way::RootPaths)
+    }
+
+    /// A command that runs `program` as this user. What lies in the way of
+    /// becoming root or nobody is `sudo`'s to say.
+    #[must_use]
+    pub fn command(self, program: impl AsRef<OsStr>) -> Command {
+        const NOBODY: u32 = 65534;
+        let root = geteuid().is_root();
+        if self.is_root() && !root {
+            let mut command = Command::new("sudo");
+            command.args(["-n", "--"]).arg(program);
+            return command;
+        }
+        let mut command = Command::new(program);
+        if !self.is_root() && root {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command
+    }
+}
+
+/// One `vfuse run`.
+#[derive(Debug)]
+pub struct Vfuse {
+    /// Where its files are, and the program's working directory.
+    pub place: Place,
+    way: Way,
+    options: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    limit: Duration,
+}
+
+impl Vfuse {
+    /// With the default lab.
+    #[must_use]
+    pub fn new(way: Way) -> Vfuse {
+        Vfuse {
+            place: Place::new(),
+            way,
+            options: Vec::new(),
+            environment: Vec::new(),
+            limit: Duration::from_secs(60),
+        }
+    }
+
+    /// Adds options.
+    #[must_use]
+    pub fn options<S: AsRef<OsStr>>(mut self, options: impl IntoIterator<Item = S>) -> Vfuse {
+        self.options.extend(options.into_iter().map(|option| option.as_ref().to_owned()));
+        self
+    }
+
+    /// Adds a device.
+    #[must_use]
+    pub fn device(self, spec: impl AsRef<OsStr>) -> Vfuse {
+        self.options([OsStr::new("--device"), spec.as_ref()])
+    }
+
+    /// Adds a device with a file in the run's place.
+    #[must_use]
+    pub fn disk(self, addr: &str, file: &Path) -> Vfuse {
+        self.device(format!("nvme,addr={addr},file={}", file.display()))
+    }
+
+    /// Sets a variable of the program's environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Vfuse {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// How long it may take; a minute if not said.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Vfuse {
+        self.limit = limit;
+        self
+    }
+
+    /// The command, not yet started.
+    #[must_use]
+    pub fn command<S: AsRef<OsStr>>(&self, program: impl IntoIterator<Item = S>) -> Command {
+        let vfuse = self.place.program(&vfuse_binary());
+        let mut command = self.way.command(vfuse);
+        command.arg("run").arg("--isolation").arg(self.way.isolation()).args(&self.options).arg("--");
+        command.args(program).current_dir(self.place.path("")).env_remove("RUST_LOG");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Runs the program to its end.
+    ///
+    /// # Panics
+    /// If it takes too long.
+    #[track_caller]
+    #[must_use]
+    pub fn run<S: AsRef<OsStr>>(&self, program: impl IntoIterator<Item = S>) -> Outcome {
+        run_child(self.command(program), self.limit)
+    }
+
+    /// Runs lines of shell.
+    ///
+    /// # Panics
+    /// If they take too long.
+    #[track_caller]
+    #[must_use]
+    pub fn shell(&self, lines: &str) -> Outcome {
+        self.run(["sh", "-ec", lines])
+    }
+}
