@@ -3,6 +3,16 @@
 //! dispatches calls by kind of file, and shows the lab in `/dev` and `/sys`.
 #![forbid(unsafe_code)]
 
+mod assemble;
+mod drivers;
+mod host;
+mod inventory;
 pub mod lab;
+mod store;
+mod sysfs;
+pub mod tree;
 
+pub use assemble::Storage;
+pub use host::{FileKind, Host};
+pub use inventory::{FunctionInfo, table};
 pub use lab::{Lab, LabError};

@@ -185,6 +185,18 @@ impl Vfio {
         self.devices.address(file)
     }
 
+    /// Whether a program has the device open.
+    #[must_use]
+    pub fn is_open(&self, address: Address) -> bool {
+        self.devices.is_open(address)
+    }
+
+    /// Asks the device's user to give it back, by the REQ eventfd; whether it
+    /// can be asked (API-272).
+    pub fn request_release(&self, address: Address) -> bool {
+        self.devices.signal_request(address)
+    }
+
     /// Makes functions without IOMMU, bound to vfio-pci in no-IOMMU mode, a
     /// group of their own (GRP-057). The number is one that no group of the
     /// fabric has.
@@ -204,6 +216,7 @@ impl Vfio {
     /// was the group's last, the group's node is gone: an open file of it
     /// leaves its container and answers `ENODEV` from now on.
     pub fn driver_unbound(&mut self, address: Address, board: &Board) {
+        self.devices.unbound(address);
         self.group_driver_unbound(address, board);
     }
 }

@@ -72,6 +72,8 @@ pub struct DeviceSpec {
 pub enum Model {
     /// An NVM Express controller.
     Nvme(NvmeSpec),
+    /// An Intel I/OAT DMA engine.
+    Ioat,
 }
 
 /// Keys of `model = "nvme"`.
@@ -113,7 +115,7 @@ pub enum Medium {
     File(PathBuf),
 }
 
-const MODELS: &str = "nvme";
+const MODELS: &str = "nvme, ioat";
 
 impl PortSpec {
     pub(super) fn decode(mut section: Section) -> Result<PortSpec, LabError> {
@@ -157,6 +159,10 @@ impl DeviceSpec {
             "nvme" => {
                 section.what = "an nvme device".into();
                 Model::Nvme(NvmeSpec::decode(&mut section)?)
+            }
+            "ioat" => {
+                section.what = "an ioat device".into();
+                Model::Ioat
             }
             _ => return Err(LabError::new(&model_place, format!("unknown model `{name}`; models are {MODELS}"))),
         };

@@ -23,6 +23,11 @@ impl Place {
         Place(format!("{name}:{line}:{column}"))
     }
 
+    /// The lab as a whole, where no line of it is to blame.
+    pub(crate) fn whole() -> Place {
+        Place("lab".to_owned())
+    }
+
     /// A command-line argument.
     pub(super) fn argument(text: &str) -> Place {
         Place(text.to_owned())

@@ -17,9 +17,11 @@ fn a_file_and_an_argument_say_the_same() {
 
 impl DeviceSpec {
     fn model_without_place(&self) -> Model {
-        let Model::Nvme(mut nvme) = self.model.clone();
-        nvme.disk.place = Place::argument("");
-        Model::Nvme(nvme)
+        let mut model = self.model.clone();
+        if let Model::Nvme(nvme) = &mut model {
+            nvme.disk.place = Place::argument("");
+        }
+        model
     }
 }
 

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! From a lab description to a board: fabric, models, bound drivers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use device::{Board, Disk, Driver, Endpoint, Slot};
+use models::{ioat, nvme};
+use pci::{Address, FabricBuilder, FabricError, FunctionSpec, Item, Place, PortType};
+
+use crate::drivers;
+use crate::lab::{self, DeviceSpec, DiskSpec, Lab, LabError, Medium, Model, NvmeSpec, PortKind, PortSpec};
+
+/// Makes the disks of a lab.
+pub trait Storage: Send + Debug {
+    /// A disk as described; a message that says what to do if there is none.
+    fn open(&self, spec: &DiskSpec) -> Result<Arc<dyn Disk>, String>;
+}
+
+/// Which device of the lab stands at which address.
+pub(crate) type Placed = BTreeMap<Address, usize>;
+
+/// Builds the board of a lab.
+pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed), LabError> {
+    let placed = place(lab)?;
+    let mut builder = FabricBuilder::new();
+    for port in &lab.ports {
+        let kind = match port.kind {
+            PortKind::Root => PortType::RootPort,
+            PortKind::Upstream => PortType::UpstreamPort,
+            PortKind::Downstream => PortType::DownstreamPort,
+            PortKind::PciBridge => PortType::PcieToPciBridge,
+        };
+        let mut spec = FunctionSpec::port(kind);
+        if !port.acs {
+            spec.acs = None;
+        }
+        let name = port.address.to_string();
+        builder.add(Item::new(Place::At(port.address), spec).named(&name).leads_to(port.bus));
+    }
+    let mut slots = BTreeMap::new();
+    for (address, n) in &placed {
+        let Some(device) = lab.devices.get(*n) else { continue };
+        let endpoint = endpoint(device, storage, &serial(device, *address))?;
+        let mut spec = endpoint.spec().clone();
+        if device.acs {
+            spec.acs = Some(ISOLATING);
+        }
+        builder.add(Item::new(Place::At(*address), spec).named(&address.to_string()));
+        let slot = Slot { endpoint: Some(endpoint), ..Slot::default() };
+        slots.insert(*address, slot);
+    }
+    let fabric = builder.build().map_err(|error| blame(lab, &placed, &error))?;
+    let mut board = Board { fabric, slots };
+    let ports: Vec<Address> = board.fabric.functions().map(|(address, _)| address).collect();
+    for address in ports {
+        let driver = match placed.get(&address).and_then(|n| lab.devices.get(*n)) {
+            Some(device) => device.driver.as_deref().map(drivers::driver),
+            None if board.fabric.is_bridge(address) => Some(Driver::Pcieport),
+            None => None,
+        };
+        board.slots.entry(address).or_default().driver = driver;
+    }
+    Ok((board, placed))
+}
+
+/// The four ACS bits that isolation asks for (GRP-001): source validation,
+/// request redirect, completion redirect, upstream forwarding.
+const ISOLATING: u16 = 0x1 | 0x4 | 0x8 | 0x10;
+
+/// Gives devices without an address the first bus that nobody names.
+fn place(lab: &Lab) -> Result<Placed, LabError> {
+    let mut used: BTreeSet<u8> = lab.ports.iter().map(|p| p.bus).collect();
+    used.extend(lab.devices.iter().filter_map(|d| d.address).map(|a| a.bus));
+    let mut placed = Placed::new();
+    for (n, device) in lab.devices.iter().enumerate() {
+        let address = device.address.or_else(|| {
+            let bus = (1..=u8::MAX).find(|bus| !used.contains(bus))?;
+            used.insert(bus);
+            Some(Address::new(0, bus, 0, 0))
+        });
+        let address =
+            address.ok_or_else(|| LabError::new(&device.place, "no bus is left for the device; give it `addr`"))?;
+        if placed.insert(address, n).is_some() {
+            return Err(LabError::new(&device.place, format!("`addr`: {address} is in use by another device")));
+        }
+    }
+    Ok(placed)
+}
+
+/// Names the line of the lab that made the fabric impossible.
+fn blame(lab: &Lab, placed: &Placed, error: &FabricError) -> LabError {
+    let text = error.to_string();
+    let port = |p: &&PortSpec| match error {
+        FabricError::BusConflict { bus, .. } => p.bus == *bus,
+        _ => text.contains(&p.address.to_string()),
+    };
+    let device = || {
+        placed.iter().find(|(address, _)| text.contains(&address.to_string())).and_then(|(_, n)| lab.devices.get(*n))
+    };
+    let place = lab.ports.iter().rev().find(port).map(|p| &p.place).or_else(|| device().map(|d| &d.place));
+    LabError::new(place.unwrap_or(&lab::Place::whole()), text)
+}
+
+fn endpoint(device: &DeviceSpec, storage: &dyn Storage, serial: &str) -> Result<Arc<Endpoint>, LabError> {
+    match &device.model {
+        Model::Nvme(nvme) => {
+            let disk = open(storage, &nvme.disk)?;
+            if disk.len() < u64::from(nvme.block_size) {
+                return Err(LabError::new(
+                    &nvme.disk.place,
+                    format!("the disk has {} bytes, not even one block", disk.len()),
+                ));
+            }
+            Ok(controller(nvme, disk, serial.to_owned(), 0))
+        }
+        Model::Ioat => Ok(Endpoint::new(Box::new(ioat::Engine::new()))),
+    }
+}
+
+fn controller(nvme: &NvmeSpec, disk: Arc<dyn Disk>, serial: String, id: u16) -> Arc<Endpoint> {
+    let lba_size = if nvme.block_size == 4096 { nvme::LbaSize::B4096 } else { nvme::LbaSize::B512 };
+    Endpoint::new(Box::new(nvme::Controller::new(nvme::Config {
+        serial,
+        lba_size,
+        max_queue_pairs: nvme.queues,
+        namespaces: vec![disk],
+        controller_id: id,
+        total_vfs: if id == 0 { nvme.total_vfs } else { 0 },
+        ..nvme::Config::default()
+    })))
+}
+
+/// The controller of virtual function `n` (from 0) of `pf`: a RAM disk of its
+/// own, as large as the PF's.
+pub(crate) fn virtual_function(
+    lab: &Lab,
+    placed: &Placed,
+    storage: &dyn Storage,
+    pf: Address,
+    n: usize,
+) -> Result<Arc<Endpoint>, LabError> {
+    let device = placed.get(&pf).and_then(|n| lab.devices.get(*n));
+    let Some(DeviceSpec { model: Model::Nvme(nvme), .. }) = device else {
+        return Err(LabError::new(&lab::Place::whole(), format!("{pf} has no virtual functions")));
+    };
+    let size = nvme.disk.size.or(Some(1 << 30));
+    let disk = DiskSpec { medium: Medium::Ram, size, read_only: false, place: nvme.disk.place.clone() };
+    let id = u16::try_from(n + 1).unwrap_or(u16::MAX);
+    Ok(controller(nvme, open(storage, &disk)?, format!("vf{id}-{pf}"), id))
+}
+
+/// Virtual functions that the lab wants enabled from the start.
+pub(crate) fn initial_vfs(lab: &Lab, placed: &Placed) -> Vec<(Address, u16)> {
+    let vfs = |n: &usize| {
+        lab.devices.get(*n).map_or(0, |d| match &d.model {
+            Model::Nvme(nvme) => nvme.vfs,
+            Model::Ioat => 0,
+        })
+    };
+    placed.iter().map(|(address, n)| (*address, vfs(n))).filter(|(_, vfs)| *vfs > 0).collect()
+}
+
+fn open(storage: &dyn Storage, spec: &DiskSpec) -> Result<Arc<dyn Disk>, LabError> {
+    storage.open(spec).map_err(|message| LabError::new(&spec.place, message))
+}
+
+fn serial(device: &DeviceSpec, address: Address) -> String {
+    match &device.model {
+        Model::Nvme(NvmeSpec { serial: Some(serial), .. }) => serial.clone(),
+        _ => format!("vfuse-{address}"),
+    }
+}

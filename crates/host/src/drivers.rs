@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Drivers of the pretend kernel and how functions are bound to them
+//! (iommu-groups.md section 2.5).
+
+use device::{Board, Driver, Slot};
+use pci::Address;
+use uapi::Errno;
+
+/// The drivers that are loaded and the ids that `new_id` taught them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Drivers {
+    names: Vec<String>,
+    vfio_ids: Vec<(u16, u16)>,
+}
+
+impl Drivers {
+    /// `vfio-pci`, `pcieport` and every driver that something is bound to.
+    pub(crate) fn of(board: &Board) -> Drivers {
+        let mut names = vec!["vfio-pci".to_owned(), "pcieport".to_owned()];
+        for driver in board.slots.values().filter_map(|slot| slot.driver.as_ref()) {
+            if !names.iter().any(|n| n == driver.name()) {
+                names.push(driver.name().to_owned());
+            }
+        }
+        Drivers { names, vfio_ids: Vec::new() }
+    }
+
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The driver called `name`.
+    pub(crate) fn named(&self, name: &str) -> Option<Driver> {
+        self.names.iter().any(|n| n == name).then(|| driver(name))
+    }
+
+    /// Which driver takes a function that is probed now: the override alone if
+    /// there is one (GRP-034), else vfio-pci for ids it was taught (GRP-061).
+    pub(crate) fn matching(&self, board: &Board, address: Address) -> Option<Driver> {
+        let slot = board.slots.get(&address)?;
+        if let Some(name) = &slot.driver_override {
+            return self.named(name);
+        }
+        let spec = board.fabric.function(address)?.spec();
+        self.vfio_ids.contains(&(spec.vendor, spec.device)).then_some(Driver::VfioPci)
+    }
+
+    /// `new_id`: `VVVV DDDD` in hex; the same id twice is `EEXIST`.
+    pub(crate) fn new_id(&mut self, text: &str) -> Result<(), Errno> {
+        let id = id(text)?;
+        if self.vfio_ids.contains(&id) {
+            return Err(Errno::EEXIST);
+        }
+        self.vfio_ids.push(id);
+        Ok(())
+    }
+
+    /// `remove_id`; an id that is not there is `ENODEV`.
+    pub(crate) fn remove_id(&mut self, text: &str) -> Result<(), Errno> {
+        let id = id(text)?;
+        let at = self.vfio_ids.iter().position(|i| *i == id).ok_or(Errno::ENODEV)?;
+        self.vfio_ids.remove(at);
+        Ok(())
+    }
+}
+
+/// The driver called `name`, whether loaded or not.
+pub(crate) fn driver(name: &str) -> Driver {
+    match name {
+        "vfio-pci" => Driver::VfioPci,
+        "pcieport" => Driver::Pcieport,
+        _ => Driver::Kernel(name.to_owned()),
+    }
+}
+
+/// Whether `driver` may take the function, as its probe would decide
+/// (API-192): vfio-pci refuses bridges, functions without a group and PFs with
+/// VFs enabled.
+pub(crate) fn probe(board: &Board, address: Address, driver: &Driver) -> Result<(), Errno> {
+    let function = board.fabric.function(address).ok_or(Errno::ENODEV)?;
+    match driver {
+        Driver::VfioPci => {
+            if function.read(0x0e, 1) & 0x7f != 0 {
+                return Err(Errno::EINVAL);
+            }
+            let slot: Option<&Slot> = board.slots.get(&address);
+            if slot.is_none_or(|s| s.endpoint.is_none()) || board.fabric.group(address).is_none() {
+                return Err(Errno::EINVAL);
+            }
+            if !board.fabric.virtual_functions(address).is_empty() {
+                return Err(Errno::EBUSY);
+            }
+            Ok(())
+        }
+        Driver::Pcieport if function.read(0x0e, 1) & 0x7f != 1 => Err(Errno::ENODEV),
+        Driver::Pcieport | Driver::Kernel(_) => Ok(()),
+    }
+}
+
+fn id(text: &str) -> Result<(u16, u16), Errno> {
+    let mut words = text.split_whitespace().map(|word| u16::from_str_radix(word, 16));
+    match (words.next(), words.next()) {
+        (Some(Ok(vendor)), Some(Ok(device))) => Ok((vendor, device)),
+        _ => Err(Errno::EINVAL),
+    }
+}

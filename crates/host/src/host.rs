@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The pretend kernel itself: open files and who serves them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use caller::{Caller, FileId, FileIds, Platform, Reply, WatchId};
+use device::{Board, DeviceFile, Endpoint};
+use pci::Address;
+use uapi::Errno;
+use vfio::{Context, Vfio};
+
+use crate::assemble::{self, Placed, Storage};
+use crate::drivers::Drivers;
+use crate::lab::{Lab, LabError};
+use crate::sysfs;
+use crate::tree::{Node, Tree};
+
+/// Kinds of open file; what a request means depends on it (API-002).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileKind {
+    /// `/dev/vfio/vfio`.
+    VfioContainer,
+    /// `/dev/vfio/N`.
+    VfioGroup,
+    /// A device that a group gave out.
+    VfioDevice,
+}
+
+/// A lab that runs: everything a front door calls.
+///
+/// Calls are serialised by whoever holds it (`&mut self`); devices work beside
+/// it on the executor, through their [`Endpoint`]s.
+#[derive(Debug)]
+pub struct Host {
+    pub(crate) lab: Lab,
+    pub(crate) placed: Placed,
+    pub(crate) board: Board,
+    pub(crate) vfio: Vfio,
+    pub(crate) drivers: Drivers,
+    pub(crate) storage: Box<dyn Storage>,
+    platform: Arc<dyn Platform>,
+    files: HashMap<FileId, FileKind>,
+    ids: FileIds,
+    generation: u64,
+}
+
+impl Host {
+    /// Builds a lab.
+    pub fn new(lab: Lab, platform: Arc<dyn Platform>, storage: Box<dyn Storage>) -> Result<Host, LabError> {
+        let (board, placed) = assemble::board(&lab, storage.as_ref())?;
+        let options = vfio::Options {
+            address_width: lab.iommu.address_width,
+            interrupt_remapping: lab.iommu.interrupt_remapping,
+            ..lab.vfio.clone()
+        };
+        let vfio = Vfio::new(Arc::clone(&platform), options);
+        let drivers = Drivers::of(&board);
+        let mut host = Host {
+            lab,
+            placed,
+            board,
+            vfio,
+            drivers,
+            storage,
+            platform,
+            files: HashMap::new(),
+            ids: FileIds::default(),
+            generation: 0,
+        };
+        host.enable_initial_vfs()?;
+        Ok(host)
+    }
+
+    /// Every device model of the lab; the executor gives them their turns.
+    /// Look again when [`generation`](Self::generation) changes.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.board.slots.values().filter_map(|slot| slot.endpoint.as_ref())
+    }
+
+    /// What is plugged in.
+    #[must_use]
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// The lab's `/dev`, `/sys` and `/proc`.
+    #[must_use]
+    pub fn tree(&self) -> Tree {
+        let facts = sysfs::Facts {
+            vfio: &self.lab.vfio,
+            address_width: self.lab.iommu.address_width,
+            drivers: self.drivers.names(),
+        };
+        sysfs::tree(&self.board, &facts)
+    }
+
+    /// Counts changes of the tree.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub(crate) fn changed(&mut self) {
+        self.generation += 1;
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.platform.now()
+    }
+
+    /// Opens a character device.
+    pub fn open(&mut self, node: Node, caller: &dyn Caller) -> Result<FileId, Errno> {
+        let file = self.ids.allocate();
+        let kind = match node {
+            Node::VfioContainer => {
+                self.vfio.open_container(file);
+                FileKind::VfioContainer
+            }
+            Node::VfioGroup(group) => {
+                let mut cx = Context { caller, board: &mut self.board, files: &mut self.ids };
+                self.vfio.open_group(file, group, &mut cx)?;
+                FileKind::VfioGroup
+            }
+        };
+        self.files.insert(file, kind);
+        Ok(file)
+    }
+
+    /// `ioctl`.
+    pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
+        let kind = self.kind(file).ok_or(Errno::EBADF)?;
+        let mut cx = Context { caller, board: &mut self.board, files: &mut self.ids };
+        let reply = match kind {
+            FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
+                self.vfio.ioctl(file, request, arg, &mut cx)?
+            }
+        };
+        if let Reply::NewFile(new) = reply {
+            self.files.insert(new, FileKind::VfioDevice);
+        }
+        Ok(reply)
+    }
+
+    /// `pread` of `len` bytes at `offset` to the caller's memory at `buf`.
+    pub fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+        let kind = self.kind(file).ok_or(Errno::EBADF)?;
+        let mut cx = Context { caller, board: &mut self.board, files: &mut self.ids };
+        match kind {
+            FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
+                self.vfio.read(file, offset, buf, len, &mut cx)
+            }
+        }
+    }
+
+    /// `pwrite` of `len` bytes at `offset` from the caller's memory at `buf`.
+    pub fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+        let kind = self.kind(file).ok_or(Errno::EBADF)?;
+        let mut cx = Context { caller, board: &mut self.board, files: &mut self.ids };
+        match kind {
+            FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
+                self.vfio.write(file, offset, buf, len, &mut cx)
+            }
+        }
+    }
+
+    /// Whether `mmap` of `len` bytes at `offset` is allowed.
+    pub fn mmap(&self, file: FileId, offset: u64, len: u64, shared: bool) -> Result<(), Errno> {
+        match self.kind(file).ok_or(Errno::EBADF)? {
+            FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
+                self.vfio.mmap(file, offset, len, shared, &self.board)
+            }
+        }
+    }
+
+    /// The last descriptor and mapping of a file are gone.
+    pub fn release(&mut self, file: FileId) {
+        if let Some(FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice) = self.files.remove(&file) {
+            self.vfio.release(file, &mut self.board);
+        }
+    }
+
+    /// Whether a program has the device open.
+    #[must_use]
+    pub fn is_open(&self, address: Address) -> bool {
+        self.vfio.is_open(address)
+    }
+
+    /// Files that are open.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        self.files.len()
+    }
+
+    /// A watched event was signalled.
+    pub fn event_fired(&mut self, watch: WatchId) {
+        self.vfio.event_fired(watch, &mut self.board);
+    }
+
+    /// The shared pages of an open device.
+    #[must_use]
+    pub fn device_file(&self, file: FileId) -> Option<Arc<dyn DeviceFile>> {
+        match self.files.get(&file)? {
+            FileKind::VfioContainer | FileKind::VfioGroup => None,
+            FileKind::VfioDevice => self.vfio.device_file(file),
+        }
+    }
+
+    /// What kind of file it is; `None` if it is not open.
+    #[must_use]
+    pub fn kind(&self, file: FileId) -> Option<FileKind> {
+        self.files.get(&file).copied()
+    }
+}

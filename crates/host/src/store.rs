@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Stores to sysfs attributes: binding drivers, enabling VFs, resets.
+
+use device::{Driver, ResetKind, Slot};
+use pci::Address;
+use uapi::Errno;
+
+use crate::assemble;
+use crate::drivers;
+use crate::host::Host;
+use crate::lab::LabError;
+
+impl Host {
+    /// A program has written `data` to the attribute at `path`; the bytes
+    /// taken, always all of them.
+    pub fn store(&mut self, path: &str, data: &[u8]) -> Result<usize, Errno> {
+        // PAGE_SIZE is the most that sysfs passes on.
+        if data.len() >= 4096 {
+            return Err(Errno::EINVAL);
+        }
+        let text = std::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
+        let text = text.split(['\n', '\0']).next().unwrap_or_default();
+        let (dir, attribute) = path.rsplit_once('/').ok_or(Errno::ENOENT)?;
+        let name = dir.rsplit('/').next().unwrap_or_default();
+        let result = if let Some(driver) = dir.strip_prefix("/sys/bus/pci/drivers/") {
+            self.store_driver(driver, attribute, text)
+        } else if dir == "/sys/bus/pci" && attribute == "drivers_probe" {
+            let address = self.address(text).ok_or(Errno::EINVAL)?;
+            self.attach(address, None)
+        } else if let Some(address) = self.address(name) {
+            self.store_function(address, attribute, text)
+        } else {
+            Err(Errno::EACCES)
+        };
+        self.changed();
+        tracing::debug!(target: "vfuse::sysfs", path, text, ?result, "store");
+        result.map(|()| data.len())
+    }
+
+    fn address(&self, text: &str) -> Option<Address> {
+        let address: Address = text.trim().parse().ok()?;
+        self.board.fabric.function(address).map(|_| address)
+    }
+
+    /// GRP-061, GRP-065
+    fn store_driver(&mut self, name: &str, attribute: &str, text: &str) -> Result<(), Errno> {
+        let driver = self.drivers.named(name).ok_or(Errno::ENOENT)?;
+        match attribute {
+            "bind" => {
+                let address = self.address(text).ok_or(Errno::ENODEV)?;
+                if self.board.driver(address).is_some() {
+                    return Err(Errno::EBUSY);
+                }
+                // The override keeps every other driver out; new_id lets vfio-pci in.
+                if self.drivers.matching(&self.board, address).as_ref() != Some(&driver) && driver == Driver::VfioPci {
+                    return Err(Errno::ENODEV);
+                }
+                self.attach(address, Some(driver))
+            }
+            "unbind" => {
+                let address = self.address(text).ok_or(Errno::ENODEV)?;
+                if self.board.driver(address) != Some(&driver) {
+                    return Err(Errno::ENODEV);
+                }
+                self.detach(address)
+            }
+            "new_id" if driver == Driver::VfioPci => {
+                self.drivers.new_id(text)?;
+                let unbound: Vec<Address> = self.board.fabric.functions().map(|(address, _)| address).collect();
+                for address in unbound {
+                    if self.board.driver(address).is_none() && self.drivers.matching(&self.board, address).is_some() {
+                        // A function that vfio-pci refuses stays unbound; new_id itself succeeded.
+                        let _ = self.attach(address, None);
+                    }
+                }
+                Ok(())
+            }
+            "remove_id" if driver == Driver::VfioPci => self.drivers.remove_id(text),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn store_function(&mut self, address: Address, attribute: &str, text: &str) -> Result<(), Errno> {
+        match attribute {
+            "driver_override" => {
+                let slot = self.board.slots.entry(address).or_default();
+                slot.driver_override = Some(text.to_owned()).filter(|t| !t.is_empty());
+                Ok(())
+            }
+            "sriov_numvfs" => self.set_vfs(address, text.trim().parse().map_err(|_| Errno::EINVAL)?),
+            "sriov_drivers_autoprobe" => {
+                let on = match text.trim() {
+                    "1" | "y" | "Y" => true,
+                    "0" | "n" | "N" => false,
+                    _ => return Err(Errno::EINVAL),
+                };
+                self.board.slots.entry(address).or_default().sriov_autoprobe = on;
+                Ok(())
+            }
+            "reset" => {
+                if text.trim() != "1" {
+                    return Err(Errno::EINVAL);
+                }
+                if self.board.fabric.reset_methods(address).is_empty() {
+                    return Err(Errno::ENOTTY);
+                }
+                let now = self.now();
+                if let Some(endpoint) = self.board.endpoint(address) {
+                    endpoint.reset(ResetKind::FunctionLevel, now);
+                }
+                Ok(())
+            }
+            _ => Err(Errno::EACCES),
+        }
+    }
+
+    /// Binds a function: to `driver`, or to whichever matches.
+    fn attach(&mut self, address: Address, driver: Option<Driver>) -> Result<(), Errno> {
+        if self.board.driver(address).is_some() {
+            return Ok(());
+        }
+        let Some(driver) = driver.or_else(|| self.drivers.matching(&self.board, address)) else {
+            return Ok(());
+        };
+        drivers::probe(&self.board, address, &driver)?;
+        // GRP-029
+        self.vfio.check_bind(address, &driver, &self.board)?;
+        self.board.slots.entry(address).or_default().driver = Some(driver);
+        Ok(())
+    }
+
+    /// Unbinds a function. Linux would wait here until the user closes
+    /// (API-272); a store that waits is not possible, so it is refused.
+    fn detach(&mut self, address: Address) -> Result<(), Errno> {
+        if self.is_open(address) {
+            self.vfio.request_release(address);
+            return Err(Errno::EBUSY);
+        }
+        if let Some(slot) = self.board.slots.get_mut(&address) {
+            slot.driver = None;
+        }
+        self.vfio.driver_unbound(address, &self.board);
+        Ok(())
+    }
+
+    /// GRP-050, GRP-051
+    fn set_vfs(&mut self, pf: Address, wanted: u16) -> Result<(), Errno> {
+        let total = self.board.fabric.function(pf).map_or(0, |f| f.spec().total_vfs);
+        if wanted > total {
+            return Err(Errno::ERANGE);
+        }
+        let present = self.board.fabric.virtual_functions(pf).to_vec();
+        if usize::from(wanted) == present.len() {
+            return Ok(());
+        }
+        match self.board.driver(pf) {
+            Some(Driver::VfioPci) if !self.lab.vfio.enable_sriov => return Err(Errno::ENOENT),
+            Some(_) => {}
+            None => return Err(Errno::ENOENT),
+        }
+        if wanted == 0 {
+            if present.iter().any(|vf| self.is_open(*vf)) {
+                return Err(Errno::EBUSY);
+            }
+            for vf in present {
+                self.board.slots.remove(&vf);
+            }
+            self.board.fabric.disable_vfs(pf);
+            return Ok(());
+        }
+        if !present.is_empty() {
+            return Err(Errno::EBUSY);
+        }
+        self.enable_vfs(pf, wanted).map_err(|_| Errno::ENOMEM)
+    }
+
+    /// VFs that the lab wants from the start.
+    pub(crate) fn enable_initial_vfs(&mut self) -> Result<(), LabError> {
+        for (address, vfs) in assemble::initial_vfs(&self.lab, &self.placed) {
+            self.enable_vfs(address, vfs)?;
+        }
+        Ok(())
+    }
+
+    fn enable_vfs(&mut self, pf: Address, count: u16) -> Result<(), LabError> {
+        let autoprobe = self.board.slots.get(&pf).is_none_or(|s| s.sriov_autoprobe);
+        let by_vfio = self.board.driver(pf) == Some(&Driver::VfioPci);
+        let place = crate::lab::Place::whole();
+        let vfs = self.board.fabric.enable_vfs(pf, count);
+        let vfs = vfs.map_err(|error| LabError::new(&place, format!("{pf}: {error}")))?;
+        for (n, (vf, _)) in vfs.into_iter().enumerate() {
+            let endpoint = assemble::virtual_function(&self.lab, &self.placed, self.storage.as_ref(), pf, n)?;
+            let slot = Slot {
+                endpoint: Some(endpoint),
+                // GRP-051
+                driver_override: by_vfio.then(|| "vfio-pci".to_owned()),
+                ..Slot::default()
+            };
+            self.board.slots.insert(vf, slot);
+            if autoprobe {
+                // A VF that its driver refuses is there all the same, unbound.
+                let _ = self.attach(vf, None);
+            }
+        }
+        Ok(())
+    }
+}

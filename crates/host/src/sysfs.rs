@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What `/dev` and `/sys` show of a lab (iommu-groups.md section 2).
+//!
+//! Programs find devices by these files before they make a single VFIO call:
+//! QEMU by `iommu_group` and `subsystem`, DPDK by listing
+//! `/sys/bus/pci/devices`, Linux's selftests by `iommu_group` and `driver`.
+
+use device::{Board, Driver};
+use pci::{Address, Function};
+
+use crate::tree::{Node, Tree};
+
+const DEVICES: &str = "/sys/devices";
+const BUS: &str = "/sys/bus/pci";
+const GROUPS: &str = "/sys/kernel/iommu_groups";
+const IOMMU: &str = "/sys/devices/virtual/iommu/dmar0";
+
+/// What sysfs shows besides the board.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts<'a> {
+    pub(crate) vfio: &'a vfio::Options,
+    pub(crate) address_width: u8,
+    pub(crate) drivers: &'a [String],
+}
+
+/// The tree of a board.
+pub(crate) fn tree(board: &Board, facts: &Facts<'_>) -> Tree {
+    let mut tree = Tree::default();
+    for own in [BUS, GROUPS, "/sys/class/iommu", "/sys/class/vfio", "/sys/devices/virtual/vfio", IOMMU, "/dev/vfio"] {
+        tree.own(own);
+    }
+    bus(&mut tree, facts);
+    modules(&mut tree, facts.vfio);
+    iommu(&mut tree, facts.address_width);
+    tree.device("/dev/vfio/vfio", Node::VfioContainer);
+    for (address, function) in board.fabric.functions() {
+        add_function(&mut tree, board, address, function);
+    }
+    tree
+}
+
+/// Directory of a function below `/sys/devices`: the path of bridges to it.
+fn path(board: &Board, address: Address) -> String {
+    match board.fabric.parent(address) {
+        Some(bridge) => format!("{}/{address}", path(board, bridge)),
+        None => format!("{DEVICES}/pci{:04x}:{:02x}/{address}", address.segment, address.bus),
+    }
+}
+
+/// The root bus that a function hangs from.
+fn root_bus(board: &Board, address: Address) -> u8 {
+    board.fabric.parent(address).map_or(address.bus, |bridge| root_bus(board, bridge))
+}
+
+fn bus(tree: &mut Tree, facts: &Facts<'_>) {
+    tree.own(&format!("{BUS}/devices"));
+    tree.own(&format!("{BUS}/slots"));
+    tree.attribute(format!("{BUS}/drivers_autoprobe"), Some("1\n".into()));
+    tree.attribute(format!("{BUS}/drivers_probe"), None);
+    tree.attribute(format!("{BUS}/rescan"), None);
+    for driver in facts.drivers {
+        let path = format!("{BUS}/drivers/{driver}");
+        for file in ["bind", "unbind", "new_id", "remove_id", "uevent"] {
+            tree.attribute(format!("{path}/{file}"), None);
+        }
+        let module = driver.replace('-', "_");
+        if ["vfio_pci"].contains(&module.as_str()) {
+            tree.link(&format!("{path}/module"), &format!("/sys/module/{module}"));
+        }
+    }
+}
+
+fn modules(tree: &mut Tree, options: &vfio::Options) {
+    let flag = |on: bool| if on { "Y\n" } else { "N\n" };
+    let parameters: [(&str, &[(&str, String)]); 4] = [
+        ("vfio", &[("enable_unsafe_noiommu_mode", flag(false).into())]),
+        (
+            "vfio_pci",
+            &[
+                ("disable_idle_d3", flag(options.disable_idle_d3).into()),
+                ("disable_vga", flag(false).into()),
+                ("enable_sriov", flag(options.enable_sriov).into()),
+                ("disable_denylist", flag(false).into()),
+                ("ids", "\n".into()),
+                ("nointxmask", flag(false).into()),
+            ],
+        ),
+        (
+            "vfio_iommu_type1",
+            &[
+                ("allow_unsafe_interrupts", flag(options.allow_unsafe_interrupts).into()),
+                ("disable_hugepages", flag(false).into()),
+                ("dma_entry_limit", format!("{}\n", options.dma_entry_limit)),
+            ],
+        ),
+        ("vfio_pci_core", &[]),
+    ];
+    for (module, parameters) in parameters {
+        let path = format!("/sys/module/{module}");
+        tree.own(&path);
+        tree.text(format!("{path}/initstate"), "live\n");
+        tree.text(format!("{path}/refcnt"), "0\n");
+        for (name, value) in parameters {
+            tree.text(format!("{path}/parameters/{name}"), value.clone());
+        }
+    }
+}
+
+/// DPDK takes the width of I/O virtual addresses from VT-d's capability
+/// register: bits 21:16 hold it minus one (GRP-081).
+fn iommu(tree: &mut Tree, address_width: u8) {
+    let capability = u64::from(address_width - 1) << 16 | 0xd2 << 32 | 0x8660_462;
+    tree.text(format!("{IOMMU}/intel-iommu/cap"), format!("{capability:x}\n"));
+    tree.text(format!("{IOMMU}/intel-iommu/ecap"), "f020df\n");
+    tree.text(format!("{IOMMU}/intel-iommu/version"), "1:0\n");
+    tree.text(format!("{IOMMU}/intel-iommu/address"), "fed90000\n");
+    tree.text(format!("{IOMMU}/intel-iommu/domains_supported"), "65536\n");
+    tree.link("/sys/class/iommu/dmar0", IOMMU);
+}
+
+fn add_function(tree: &mut Tree, board: &Board, address: Address, function: &Function) {
+    let dir = path(board, address);
+    let spec = function.spec();
+    tree.own(&format!("{DEVICES}/pci{:04x}:{:02x}", address.segment, root_bus(board, address)));
+    tree.link(&format!("{BUS}/devices/{address}"), &dir);
+    tree.link(&format!("{dir}/subsystem"), BUS);
+
+    // GRP-035, GRP-036
+    let number = |tree: &mut Tree, name: &str, value: String| tree.text(format!("{dir}/{name}"), value + "\n");
+    number(tree, "vendor", format!("0x{:04x}", spec.vendor));
+    number(tree, "device", format!("0x{:04x}", spec.device));
+    number(tree, "subsystem_vendor", format!("0x{:04x}", spec.subsystem_vendor));
+    number(tree, "subsystem_device", format!("0x{:04x}", spec.subsystem_device));
+    number(tree, "class", spec.class_text());
+    number(tree, "revision", format!("0x{:02x}", spec.revision));
+    number(tree, "irq", if spec.interrupt_pin == 0 { "0".into() } else { "11".into() });
+    number(tree, "local_cpus", "1".into());
+    number(tree, "local_cpulist", "0".into());
+    number(tree, "modalias", spec.modalias());
+    number(tree, "dma_mask_bits", "64".into());
+    number(tree, "consistent_dma_mask_bits", "64".into());
+    number(tree, "ari_enabled", "0".into());
+    number(tree, "power_state", function.power_text().into());
+    number(tree, "power/runtime_status", "active".into());
+    tree.attribute(format!("{dir}/numa_node"), Some("-1\n".into()));
+    tree.attribute(format!("{dir}/power/control"), Some("on\n".into()));
+    tree.attribute(format!("{dir}/d3cold_allowed"), Some("1\n".into()));
+    tree.attribute(format!("{dir}/msi_bus"), Some("1\n".into()));
+    tree.attribute(format!("{dir}/broken_parity_status"), Some("0\n".into()));
+    let slot = board.slots.get(&address);
+    let enabled = slot.is_some_and(|s| s.driver.is_some());
+    tree.attribute(format!("{dir}/enable"), Some(format!("{}\n", u8::from(enabled))));
+    tree.attribute(format!("{dir}/remove"), None);
+    tree.attribute(format!("{dir}/rescan"), None);
+
+    // GRP-037, GRP-039
+    tree.text(format!("{dir}/resource"), board.fabric.resource_lines(address).join("\n") + "\n");
+    tree.binary(format!("{dir}/config"), config(function), 0o644);
+
+    // GRP-034
+    let name = slot.and_then(|s| s.driver_override.as_deref()).unwrap_or("(null)");
+    tree.attribute(format!("{dir}/driver_override"), Some(format!("{name}\n")));
+
+    // GRP-033
+    let driver = slot.and_then(|s| s.driver.as_ref());
+    if let Some(driver) = driver {
+        let of = format!("{BUS}/drivers/{}", driver.name());
+        tree.link(&format!("{dir}/driver"), &of);
+        tree.link(&format!("{of}/{address}"), &dir);
+    }
+    let mut event = String::new();
+    if let Some(driver) = driver {
+        event += &format!("DRIVER={}\n", driver.name());
+    }
+    event += &format!(
+        "PCI_CLASS={:X}\nPCI_ID={:04X}:{:04X}\nPCI_SUBSYS_ID={:04X}:{:04X}\nPCI_SLOT_NAME={address}\nMODALIAS={}\n",
+        spec.class,
+        spec.vendor,
+        spec.device,
+        spec.subsystem_vendor,
+        spec.subsystem_device,
+        spec.modalias()
+    );
+    tree.attribute(format!("{dir}/uevent"), Some(event));
+
+    // GRP-032, GRP-053 to GRP-056, GRP-060
+    if let Some(group) = board.fabric.group(address) {
+        let of = format!("{GROUPS}/{group}");
+        tree.link(&format!("{dir}/iommu_group"), &of);
+        tree.link(&format!("{dir}/iommu"), IOMMU);
+        tree.link(&format!("{of}/devices/{address}"), &dir);
+        tree.link(&format!("{IOMMU}/devices/{address}"), &dir);
+        tree.text(format!("{of}/reserved_regions"), "0x00000000fee00000 0x00000000feefffff msi\n");
+        tree.attribute(format!("{of}/type"), Some("DMA-FQ\n".into()));
+        if driver == Some(&Driver::VfioPci) {
+            tree.device(&format!("/dev/vfio/{group}"), Node::VfioGroup(group));
+            tree.link(&format!("/sys/class/vfio/{group}"), &format!("{DEVICES}/virtual/vfio/{group}"));
+            tree.text(format!("{DEVICES}/virtual/vfio/{group}/uevent"), format!("DEVNAME=vfio/{group}\n"));
+            tree.link(&format!("{DEVICES}/virtual/vfio/{group}/subsystem"), "/sys/class/vfio");
+        }
+    }
+
+    // GRP-041
+    let methods = board.fabric.reset_methods(address);
+    if !methods.is_empty() {
+        let names: Vec<String> = methods.iter().map(ToString::to_string).collect();
+        tree.attribute(format!("{dir}/reset"), None);
+        tree.attribute(format!("{dir}/reset_method"), Some(names.join(" ") + "\n"));
+    }
+
+    // GRP-044
+    for (prefix, link) in [("current", function.current_link()), ("max", function.max_link())] {
+        if let Some((speed, width)) = link {
+            tree.text(format!("{dir}/{prefix}_link_speed"), format!("{speed}\n"));
+            tree.text(format!("{dir}/{prefix}_link_width"), format!("{width}\n"));
+        }
+    }
+    sriov(tree, board, address, function, &dir);
+}
+
+/// Id of the SR-IOV extended capability.
+const SRIOV: u16 = 0x10;
+
+/// GRP-046, GRP-049
+fn sriov(tree: &mut Tree, board: &Board, address: Address, function: &Function, dir: &str) {
+    if let Some(pf) = board.fabric.physical_function(address) {
+        tree.link(&format!("{dir}/physfn"), &path(board, pf));
+    }
+    let (Some(capability), total) = (function.extended_capability(SRIOV), function.spec().total_vfs) else {
+        return;
+    };
+    let word = |offset| function.read(capability + offset, 2);
+    let vfs = board.fabric.virtual_functions(address);
+    tree.text(format!("{dir}/sriov_totalvfs"), format!("{}\n", total));
+    tree.text(format!("{dir}/sriov_offset"), format!("{}\n", word(0x14)));
+    tree.text(format!("{dir}/sriov_stride"), format!("{}\n", word(0x16)));
+    tree.text(format!("{dir}/sriov_vf_device"), format!("{:x}\n", word(0x1a)));
+    tree.text(format!("{dir}/sriov_vf_total_msix"), "0\n");
+    tree.attribute(format!("{dir}/sriov_numvfs"), Some(format!("{}\n", vfs.len())));
+    let autoprobe = board.slots.get(&address).is_none_or(|s| s.sriov_autoprobe);
+    tree.attribute(format!("{dir}/sriov_drivers_autoprobe"), Some(format!("{}\n", u8::from(autoprobe))));
+    for (n, vf) in vfs.iter().enumerate() {
+        tree.link(&format!("{dir}/virtfn{n}"), &path(board, *vf));
+    }
+}
+
+fn config(function: &Function) -> Vec<u8> {
+    (0..function.size()).map(|offset| function.read(offset, 1) as u8).collect()
+}

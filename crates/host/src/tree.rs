@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The part of `/dev`, `/sys` and `/proc` that a lab replaces, as data.
+//!
+//! A front door shows it to programs in its own way (mounts, redirected
+//! paths). Paths are absolute; every directory on the way is an entry.
+
+use std::collections::BTreeMap;
+
+/// A character device of the lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Node {
+    /// `/dev/vfio/vfio` (API-007).
+    VfioContainer,
+    /// `/dev/vfio/N` (API-034).
+    VfioGroup(u32),
+}
+
+/// What stands at a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A directory.
+    Directory {
+        /// Whether it replaces the machine's directory of that name with all
+        /// that is in it; else both show.
+        own: bool,
+    },
+    /// A file. `writable`: storing to it reaches [`crate::Host::store`].
+    File {
+        /// What reading gives.
+        content: Vec<u8>,
+        /// Permission bits.
+        mode: u16,
+        /// Whether it can be written.
+        writable: bool,
+    },
+    /// A symbolic link.
+    Link(String),
+    /// A character device.
+    Device(Node),
+}
+
+/// Entries by absolute path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tree {
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Tree {
+    /// All entries, parents before children.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.entries.iter().map(|(path, entry)| (path.as_str(), entry))
+    }
+
+    /// The entry at a path.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Option<&Entry> {
+        self.entries.get(path)
+    }
+
+    /// A directory that replaces the machine's.
+    pub(crate) fn own(&mut self, path: &str) {
+        self.add(path, Entry::Directory { own: true });
+    }
+
+    /// A text file that only reads.
+    pub(crate) fn text(&mut self, path: String, content: impl Into<String>) {
+        self.add(&path, Entry::File { content: content.into().into_bytes(), mode: 0o444, writable: false });
+    }
+
+    /// An attribute that can be stored to; `content` is `None` if it cannot be read.
+    pub(crate) fn attribute(&mut self, path: String, content: Option<String>) {
+        let mode = if content.is_some() { 0o644 } else { 0o200 };
+        let content = content.unwrap_or_default().into_bytes();
+        self.add(&path, Entry::File { content, mode, writable: true });
+    }
+
+    pub(crate) fn binary(&mut self, path: String, content: Vec<u8>, mode: u16) {
+        self.add(&path, Entry::File { content, mode, writable: false });
+    }
+
+    /// A link at `path` to the absolute path `target`, stored relative as
+    /// sysfs does.
+    pub(crate) fn link(&mut self, path: &str, target: &str) {
+        let from: Vec<&str> = path.split('/').collect();
+        let to: Vec<&str> = target.split('/').collect();
+        let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+        let up = from.len() - common - 1;
+        let parts: Vec<&str> = std::iter::repeat_n("..", up).chain(to[common..].iter().copied()).collect();
+        self.add(path, Entry::Link(parts.join("/")));
+    }
+
+    pub(crate) fn device(&mut self, path: &str, node: Node) {
+        self.add(path, Entry::Device(node));
+    }
+
+    fn add(&mut self, path: &str, entry: Entry) {
+        let mut end = 0;
+        while let Some(next) = path[end + 1..].find('/') {
+            end += 1 + next;
+            self.entries.entry(path[..end].to_owned()).or_insert(Entry::Directory { own: false });
+        }
+        self.entries.insert(path.to_owned(), entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_relative_and_directories_are_made() {
+        let mut tree = Tree::default();
+        tree.link("/sys/bus/pci/devices/0000:01:00.0", "/sys/devices/pci0000:00/0000:01:00.0");
+        let link = tree.get("/sys/bus/pci/devices/0000:01:00.0");
+        assert_eq!(link, Some(&Entry::Link("../../../devices/pci0000:00/0000:01:00.0".into())));
+        assert_eq!(tree.get("/sys/bus/pci"), Some(&Entry::Directory { own: false }));
+        assert_eq!(tree.get("/sys/devices"), None);
+    }
+}
