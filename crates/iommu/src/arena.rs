@@ -52,7 +52,7 @@ fn place(index: u32) -> Option<(usize, usize)> {
     Some((chunk as usize, (number - (FIRST << chunk)) as usize))
 }
 
-/// Hands out the indices of an [`Arena`], lowest first; those given back
+/// Hands out the indices of arenas, lowest first; those given back
 /// before new ones.
 #[derive(Debug)]
 pub(crate) struct Indices {
@@ -67,12 +67,12 @@ impl Indices {
         Indices { free: Vec::new(), fresh: first, end }
     }
 
-    /// An index with memory behind it.
-    pub(crate) fn take<T: Blank>(&mut self, arena: &Arena<T>) -> Option<u32> {
+    /// An index; for a new one, if `grow` finds memory for it.
+    pub(crate) fn take(&mut self, grow: impl FnOnce(u32) -> bool) -> Option<u32> {
         if let Some(index) = self.free.pop() {
             return Some(index);
         }
-        if self.fresh == self.end || !arena.grow(self.fresh) {
+        if self.fresh == self.end || !grow(self.fresh) {
             return None;
         }
         self.fresh += 1;
@@ -84,8 +84,8 @@ impl Indices {
         self.free.push(index);
     }
 
-    /// Bytes of cells that were ever in use, and of the list.
-    pub(crate) fn memory_used<T>(&self) -> usize {
-        self.fresh as usize * size_of::<T>() + self.free.capacity() * size_of::<u32>()
+    /// Bytes of the cells, `each` so large, that were ever in use, and of the list.
+    pub(crate) fn memory_used(&self, each: usize) -> usize {
+        self.fresh as usize * each + self.free.capacity() * size_of::<u32>()
     }
 }

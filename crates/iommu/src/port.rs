@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::sync::{Mutex, MutexGuard, lock, try_lock, wait};
 use crate::table::Entry;
-use crate::{AddressSpace, Memory, Prot};
+use crate::{AddressSpace, FaultReason, Memory, Prot};
 
 /// One attachment of a requester: that of its RID, or of a PASID.
 #[derive(Debug, Default)]
@@ -50,17 +50,30 @@ pub(crate) struct State {
     space: Option<Arc<AddressSpace>>,
     /// Whether there may be something in `hits`.
     warm: bool,
-    hits: [Entry; HITS],
+    /// Where the last one used stands among the hits.
+    latest: usize,
+    hits: [Hit; HITS],
     /// By number; filled as they are used.
     memories: Vec<Option<Arc<dyn Memory>>>,
 }
 
+/// A translation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hit {
+    first: u64,
+    pub(crate) last: u64,
+    /// Offset in the memory less IOVA.
+    distance: u64,
+    pub(crate) memory: u32,
+    pub(crate) prot: Prot,
+}
+
 /// Covers nothing.
-const MISS: Entry = Entry { first: 1, last: 0, offset: 0, memory: 0, prot: Prot::empty(), tag: 0 };
+const MISS: Hit = Hit { first: 1, last: 0, distance: 0, memory: 0, prot: Prot::empty() };
 
 impl Default for State {
     fn default() -> State {
-        State { space: None, warm: false, hits: [MISS; HITS], memories: Vec::new() }
+        State { space: None, warm: false, latest: 0, hits: [MISS; HITS], memories: Vec::new() }
     }
 }
 
@@ -132,38 +145,60 @@ impl Port {
     }
 }
 
-impl State {
-    /// Whether there is a space.
-    pub(crate) fn is_attached(&self) -> bool {
-        self.space.is_some()
+impl Hit {
+    #[inline]
+    fn covers(&self, iova: u64) -> bool {
+        self.first <= iova && iova <= self.last
     }
 
-    /// What is mapped at `iova`, and the memory behind it.
+    /// Offset in the memory of the byte at `iova`.
     #[inline]
-    pub(crate) fn translate(&mut self, iova: u64) -> Option<(Entry, &dyn Memory)> {
-        let hit = (iova >> 12) as usize % HITS;
-        let mut entry = self.hits[hit];
-        if iova < entry.first || entry.last < iova {
-            entry = self.space.as_ref()?.translate(iova)?;
-            self.hits[hit] = entry;
-            self.warm = true;
+    pub(crate) fn offset(&self, iova: u64) -> u64 {
+        iova.wrapping_add(self.distance)
+    }
+}
+
+impl State {
+    /// The remembered translation that covers `iova`.
+    #[inline]
+    pub(crate) fn hit(&mut self, iova: u64) -> Option<Hit> {
+        let latest = self.hits[self.latest % HITS];
+        if latest.covers(iova) {
+            return Some(latest);
         }
-        let number = entry.memory as usize;
-        if self.memories.get(number).is_none_or(Option::is_none) {
-            self.learn(entry.memory)?;
+        self.latest = place(iova);
+        let hit = self.hits[place(iova)];
+        hit.covers(iova).then_some(hit)
+    }
+
+    /// Translates `iova` and remembers the result.
+    #[inline]
+    pub(crate) fn look_up(&mut self, iova: u64) -> Result<Hit, FaultReason> {
+        let space = self.space.as_ref().ok_or(FaultReason::Blocked)?;
+        let Entry { first, last, offset, memory, prot, .. } = space.translate(iova).ok_or(FaultReason::NotMapped)?;
+        if self.memory(memory).is_none() {
+            self.learn(memory);
         }
-        Some((entry, &**self.memories.get(number)?.as_ref()?))
+        let hit = Hit { first, last, distance: offset.wrapping_sub(first), memory, prot };
+        self.hits[place(iova)] = hit;
+        self.warm = true;
+        Ok(hit)
+    }
+
+    /// The memory of a remembered translation.
+    #[inline]
+    pub(crate) fn memory(&self, number: u32) -> Option<&dyn Memory> {
+        self.memories.get(number as usize)?.as_deref()
     }
 
     #[cold]
-    fn learn(&mut self, number: u32) -> Option<()> {
-        let memory = self.space.as_ref()?.memory(number)?;
+    fn learn(&mut self, number: u32) {
+        let memory = self.space.as_ref().and_then(|space| space.memory(number));
         let number = number as usize;
         if self.memories.len() <= number {
             self.memories.resize(number + 1, None);
         }
-        self.memories[number] = Some(memory);
-        Some(())
+        self.memories[number] = memory;
     }
 
     fn flush(&mut self) {
@@ -172,4 +207,9 @@ impl State {
             self.warm = false;
         }
     }
+}
+
+#[inline]
+fn place(iova: u64) -> usize {
+    (iova >> 12) as usize % HITS
 }

@@ -65,6 +65,8 @@ pub struct Requester {
     rid: Arc<Port>,
     /// Ports of PASIDs that were ever attached, in two steps of 10 bits.
     pasids: OnceLock<Chunk<Chunk<Arc<Port>>>>,
+    /// The port of the other PASIDs.
+    nowhere: Arc<Port>,
     faults: Mutex<Vec<DmaFault>>,
 }
 
@@ -111,12 +113,12 @@ impl Requester {
     /// whoever unmaps waits for those that are open.
     #[inline]
     pub fn session(&self) -> Session<'_> {
-        Session::new(self, Some(self.rid.open()))
+        Session::new(self, self.rid.open())
     }
 
     /// Starts a piece of work with a PASID. Blocked if it was never attached.
     pub fn session_pasid(&self, pasid: u32) -> Session<'_> {
-        Session::new(self, self.pasid(pasid).map(|port| port.open()))
+        Session::new(self, self.pasid(pasid).unwrap_or(&self.nowhere).open())
     }
 
     /// Takes the faults logged since the last call; bounded, oldest kept.

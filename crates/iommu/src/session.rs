@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use vm_memory::VolatileSlice;
 
-use crate::port::State;
+use crate::port::{Hit, State};
 use crate::sync::MutexGuard;
 use crate::{Access, DmaFault, FaultReason, Memory, MemoryFault, Prot, Requester, Segment};
 
@@ -16,8 +16,7 @@ use crate::{Access, DmaFault, FaultReason, Memory, MemoryFault, Prot, Requester,
 #[derive(Debug)]
 pub struct Session<'a> {
     requester: &'a Requester,
-    /// `None`: a PASID that was never attached.
-    state: Option<MutexGuard<'a, State>>,
+    state: MutexGuard<'a, State>,
 }
 
 /// Where an IOVA leads.
@@ -33,32 +32,36 @@ pub struct Translation<'a> {
 
 impl<'a> Session<'a> {
     #[inline]
-    pub(crate) fn new(requester: &'a Requester, state: Option<MutexGuard<'a, State>>) -> Session<'a> {
+    pub(crate) fn new(requester: &'a Requester, state: MutexGuard<'a, State>) -> Session<'a> {
         Session { requester, state }
     }
 
     /// Translates one IOVA. A refusal is logged.
     #[inline]
     pub fn translate(&mut self, iova: u64, access: Access) -> Result<Translation<'_>, DmaFault> {
-        let requester = self.requester;
-        let refuse = |reason| Err(refused(requester, DmaFault { iova, access, reason }));
-        if !requester.is_bus_master() {
-            return refuse(FaultReason::BusMasterOff);
-        }
-        let Some(state) = self.state.as_deref_mut().filter(|state| state.is_attached()) else {
-            return refuse(FaultReason::Blocked);
-        };
-        let Some((entry, memory)) = state.translate(iova) else {
-            return refuse(FaultReason::NotMapped);
-        };
         let need = match access {
             Access::Read => Prot::READ,
             Access::Write => Prot::WRITE,
         };
-        if !entry.prot.contains(need) {
+        // What is remembered was allowed, and who forbids it makes it forgotten.
+        let hit = match self.state.hit(iova) {
+            Some(hit) => hit,
+            None => self.look_up(iova, access)?,
+        };
+        let refuse = |reason| Err(refused(self.requester, DmaFault { iova, access, reason }));
+        if !hit.prot.contains(need) {
             return refuse(FaultReason::Permission);
         }
-        Ok(Translation { memory, offset: entry.offset.wrapping_add(iova - entry.first), last: entry.last })
+        let Some(memory) = self.state.memory(hit.memory) else { return refuse(FaultReason::Memory) };
+        Ok(Translation { memory, offset: hit.offset(iova), last: hit.last })
+    }
+
+    fn look_up(&mut self, iova: u64, access: Access) -> Result<Hit, DmaFault> {
+        let found = match self.requester.is_bus_master() {
+            true => self.state.look_up(iova),
+            false => Err(FaultReason::BusMasterOff),
+        };
+        found.map_err(|reason| refused(self.requester, DmaFault { iova, access, reason }))
     }
 
     /// Calls `each` for every run of bytes of `iova .. iova + len`, in order;

@@ -85,14 +85,17 @@ impl AddressSpace {
     /// ascending order, and fences once; then calls `removed` for each.
     pub fn unmap(&self, first: u64, last: u64, removed: &mut dyn FnMut(&Mapping)) {
         let writer = &mut *self.lock();
-        let mut next = self.table.ceiling(first);
-        while let Some((record, entry)) = self.entry_from(next)
+        let mut next = first;
+        while let Some((record, entry)) = self.entry_from(self.table.ceiling(next))
             && entry.last <= last
         {
             self.table.remove(&mut writer.allocator, entry.first);
             writer.count -= 1;
             writer.retire(record, entry.memory);
-            next = entry.last.checked_add(1).and_then(|after| self.table.ceiling(after));
+            if entry.last == last {
+                break;
+            }
+            next = entry.last + 1;
         }
         self.fence(writer, &mut |entry| {
             if let Some(mapping) = self.mapping(entry) {
@@ -133,7 +136,7 @@ impl AddressSpace {
         let replaced = self
             .table
             .record(&mut writer.allocator, &new)
-            .is_some_and(|record| self.table.insert(&mut writer.allocator, first, record));
+            .is_some_and(|record| self.table.insert(&mut writer.allocator, record));
         if replaced {
             writer.retire(record, old.memory);
         } else if writer.numbers.give(memory) {
@@ -233,7 +236,7 @@ impl AddressSpace {
 
     fn add(&self, writer: &mut Writer, entry: &Entry) -> bool {
         let Some(record) = self.table.record(&mut writer.allocator, entry) else { return false };
-        if !self.table.insert(&mut writer.allocator, entry.first, record) {
+        if !self.table.insert(&mut writer.allocator, record) {
             writer.allocator.reuse_record(record);
             return false;
         }

@@ -25,6 +25,10 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, fence, pause};
 type Record = [AtomicU64; 4];
 /// Slots, one a digit; prefix (low, high); bit map of the slots in use; spare.
 type Node = [AtomicU32; 36];
+/// For the slots of a wide node: the translation itself, where the slot's
+/// record is exactly as long as the slot (a page among pages) and fits; else
+/// 0. Bit 0: set; then rights (2 bits), memory (13), page of the offset (48).
+type Pages = [AtomicU64; 32];
 
 const PREFIX: usize = 32;
 const OCCUPIED: usize = 34;
@@ -33,11 +37,17 @@ const OCCUPIED: usize = 34;
 const DIGIT: u32 = 5;
 /// Number of memories that a space can have.
 pub(crate) const MEMORIES: u32 = 1 << 30;
-/// Set in a reference to a node. Below it are the lowest bit of the node's
-/// digit (6 bits) and its index (25 bits). Without it: the index of a record.
-/// 0: empty.
+/// Set in a reference to a node. Below it are [`WIDE`], the lowest bit of the
+/// node's digit (6 bits) and its index (24 bits). Without it: the index of a
+/// record. 0: empty.
 const NODE: u32 = 1 << 31;
-const INDEX: u32 = 25;
+/// Set in a reference to a node with [`Pages`].
+const WIDE: u32 = 1 << 30;
+const INDEX: u32 = 24;
+/// A node of pages becomes wide when it has as many in use as the first, and
+/// narrow when it has as few as the second.
+const WIDEN: u32 = 8;
+const NARROW: u32 = 4;
 
 /// A record's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,30 +66,42 @@ pub(crate) struct Table {
     root: AtomicU32,
     /// Odd while the tree is being changed.
     sequence: AtomicU64,
-    nodes: Arena<Node>,
     records: Arena<Record>,
+    narrow: Arena<Node>,
+    /// The wide nodes, and their pages under the same index.
+    wide: Arena<Node>,
+    pages: Arena<Pages>,
 }
+
+/// Where a reference stands: a slot of a node, or the root.
+type Place = Option<(u32, usize)>;
 
 /// The part that belongs to the writer.
 #[derive(Debug)]
 pub(crate) struct Allocator {
-    nodes: Indices,
     records: Indices,
+    narrow: Indices,
+    wide: Indices,
     /// Taken out of the tree, but perhaps still read.
-    retired_nodes: Vec<u32>,
+    retired: Vec<u32>,
 }
 
 impl Default for Allocator {
     fn default() -> Allocator {
-        Allocator { nodes: Indices::new(0, 1 << INDEX), records: Indices::new(1, 1 << 27), retired_nodes: Vec::new() }
+        Allocator {
+            records: Indices::new(1, 1 << 27),
+            narrow: Indices::new(0, 1 << INDEX),
+            wide: Indices::new(0, 1 << INDEX),
+            retired: Vec::new(),
+        }
     }
 }
 
 impl Allocator {
     /// After a fence: nobody reads the retired nodes any more.
     pub(crate) fn reuse_nodes(&mut self) {
-        while let Some(index) = self.retired_nodes.pop() {
-            self.nodes.give(index);
+        while let Some(node) = self.retired.pop() {
+            self.give(node);
         }
     }
 
@@ -89,9 +111,14 @@ impl Allocator {
     }
 
     pub(crate) fn memory_used(&self) -> usize {
-        self.nodes.memory_used::<Node>()
-            + self.records.memory_used::<Record>()
-            + self.retired_nodes.capacity() * size_of::<u32>()
+        self.records.memory_used(size_of::<Record>())
+            + self.narrow.memory_used(size_of::<Node>())
+            + self.wide.memory_used(size_of::<Node>() + size_of::<Pages>())
+            + self.retired.capacity() * size_of::<u32>()
+    }
+
+    fn give(&mut self, node: u32) {
+        if node & WIDE == 0 { &mut self.narrow } else { &mut self.wide }.give(index(node));
     }
 }
 
@@ -114,19 +141,58 @@ fn digit(key: u64, shift: u32) -> usize {
     (key >> shift) as usize & 31
 }
 
-fn shift(reference: u32) -> u32 {
-    reference >> INDEX & 63
+fn shift(node: u32) -> u32 {
+    node >> INDEX & 63
+}
+
+fn index(node: u32) -> u32 {
+    node & ((1 << INDEX) - 1)
+}
+
+/// What stands in [`Pages`] for a record in a slot, or 0.
+fn page(entry: &Entry, shift: u32) -> u64 {
+    let length = 1 << shift;
+    let fits = entry.first & (length - 1) == 0
+        && entry.last - entry.first == length - 1
+        && entry.offset & 0xfff == 0
+        && entry.offset >> 60 == 0
+        && entry.memory >> 13 == 0;
+    if fits { entry.offset << 4 | u64::from(entry.memory) << 3 | u64::from(entry.prot.bits() & 3) << 1 | 1 } else { 0 }
+}
+
+fn entry_of(page: u64, iova: u64, shift: u32) -> Entry {
+    let within = (1 << shift) - 1;
+    Entry {
+        first: iova & !within,
+        last: iova | within,
+        offset: page >> 4 & !0xfff,
+        memory: (page >> 3) as u32 & 0x1fff,
+        prot: Prot::from_bits_truncate((page >> 1) as u8),
+        tag: 0,
+    }
 }
 
 impl Table {
     /// The record that covers `iova`. For sessions.
     #[inline]
     pub(crate) fn translate(&self, iova: u64) -> Option<Entry> {
-        // Straight down without a look at prefixes: the record tells whether
-        // the way was right.
         let mut at = self.root.load(Ordering::Acquire);
+        let mut told_apart = 0;
         while at & NODE != 0 {
-            at = self.node(at)?[digit(iova, shift(at))].load(Ordering::Acquire);
+            let shift = shift(at);
+            let node = self.node(at)?;
+            // Where the tree has left out bits, they may be others.
+            if shift + DIGIT != told_apart && above(prefix(node), shift) != above(iova, shift) {
+                return self.translate_slowly(iova);
+            }
+            if at & WIDE != 0 {
+                let page = self.pages.get(index(at))?[digit(iova, shift)].load(Ordering::Acquire);
+                if page != 0 {
+                    return Some(entry_of(page, iova, shift));
+                }
+            }
+            at = node[digit(iova, shift)].load(Ordering::Acquire);
+            told_apart = shift;
         }
         match self.entry(at) {
             Some(entry) if entry.first <= iova && iova <= entry.last => Some(entry),
@@ -235,7 +301,7 @@ impl Table {
 
     /// Makes a record that no reader can see yet.
     pub(crate) fn record(&self, allocator: &mut Allocator, entry: &Entry) -> Option<u32> {
-        let record = allocator.records.take(&self.records)?;
+        let record = allocator.records.take(|index| self.records.grow(index))?;
         self.fill(record, entry);
         Some(record)
     }
@@ -251,12 +317,14 @@ impl Table {
         rest.store(u64::from(entry.tag) << 32 | prot << 30 | u64::from(entry.memory), Ordering::Relaxed);
     }
 
-    /// Puts a record with the key `key` into the tree, in place of one with
-    /// the same key if there is one. Returns whether there was memory for it.
-    pub(crate) fn insert(&self, allocator: &mut Allocator, key: u64, record: u32) -> bool {
-        let mut parent: Option<(&Node, usize)> = None;
+    /// Puts a record into the tree, in place of one with the same first IOVA
+    /// if there is one. Returns whether there was memory for it.
+    pub(crate) fn insert(&self, allocator: &mut Allocator, record: u32) -> bool {
+        let Some(entry) = self.entry(record) else { return false };
+        let key = entry.first;
+        let (mut above_parent, mut parent): (Place, Place) = (None, None);
         let mut at = self.root.load(Ordering::Relaxed);
-        // The node that `at` needs to be under, and what all its keys share.
+        // A key that all under `at` resemble more than they resemble ours.
         let other = loop {
             if at & NODE == 0 {
                 break self.entry(at).map(|entry| entry.first);
@@ -266,85 +334,136 @@ impl Table {
             if above(prefix, shift) != above(key, shift) {
                 break Some(prefix);
             }
-            let digit = digit(key, shift);
-            parent = Some((node, digit));
-            at = node[digit].load(Ordering::Relaxed);
+            above_parent = parent;
+            parent = Some((at, digit(key, shift)));
+            at = node[digit(key, shift)].load(Ordering::Relaxed);
         };
-        let reference = match other {
-            None => record,
-            Some(other) if other == key && at & NODE == 0 => record,
-            Some(other) => {
+        match other {
+            Some(other) if other != key || at & NODE != 0 => {
                 let shift = shift_of((other ^ key).checked_ilog2().unwrap_or(0));
-                match self.fork(allocator, shift, (other, at), (key, record)) {
-                    Some(reference) => reference,
-                    None => return false,
+                let Some(node) = self.fork(allocator, shift, (other, at), (key, record)) else { return false };
+                self.change(|| self.put(parent, node, 0));
+            }
+            _ => {
+                let page = parent.map_or(0, |(node, _)| page(&entry, shift(node)));
+                self.change(|| self.put(parent, record, page));
+                if let Some((node, _)) = parent
+                    && page != 0
+                    && node & WIDE == 0
+                    && self.occupied(node).count_ones() >= WIDEN
+                {
+                    self.replace(allocator, above_parent, node, WIDE);
                 }
             }
-        };
-        self.change(|| match parent {
-            None => self.root.store(reference, Ordering::Release),
-            Some((node, digit)) => {
-                node[digit].store(reference, Ordering::Release);
-                node[OCCUPIED].store(node[OCCUPIED].load(Ordering::Relaxed) | 1 << digit, Ordering::Release);
-            }
-        });
+        }
         true
     }
 
-    /// Takes the record with the key `key` out of the tree.
+    /// Takes the record with the first IOVA `key` out of the tree.
     pub(crate) fn remove(&self, allocator: &mut Allocator, key: u64) {
-        let mut grandparent: Option<(&Node, usize)> = None;
-        let mut parent: Option<(&Node, usize, u32)> = None;
+        let (mut above_parent, mut parent): (Place, Place) = (None, None);
         let mut at = self.root.load(Ordering::Relaxed);
         while at & NODE != 0 {
             let Some(node) = self.node(at) else { return };
-            let digit = digit(key, shift(at));
-            grandparent = parent.map(|(node, digit, _)| (node, digit));
-            parent = Some((node, digit, at));
-            at = node[digit].load(Ordering::Relaxed);
+            above_parent = parent;
+            parent = Some((at, digit(key, shift(at))));
+            at = node[digit(key, shift(at))].load(Ordering::Relaxed);
         }
         if self.entry(at).is_none_or(|entry| entry.first != key) {
             return;
         }
-        let Some((node, digit, reference)) = parent else {
-            self.change(|| self.root.store(0, Ordering::Release));
-            return;
+        let Some((node, digit)) = parent else {
+            return self.change(|| self.put(None, 0, 0));
         };
-        let rest = node[OCCUPIED].load(Ordering::Relaxed) & !(1 << digit);
+        let rest = self.occupied(node) & !(1 << digit);
         if !rest.is_power_of_two() {
-            self.change(|| {
-                node[OCCUPIED].store(rest, Ordering::Release);
-                node[digit].store(0, Ordering::Release);
-            });
+            self.change(|| self.put(parent, 0, 0));
+            if node & WIDE != 0 && rest.count_ones() <= NARROW {
+                self.replace(allocator, above_parent, node, 0);
+            }
             return;
         }
         // A node is for two: the last child takes its place. Whoever is in
         // the node still finds that child, and the one removed.
-        let child = node[rest.ilog2() as usize & 31].load(Ordering::Relaxed);
-        self.change(|| match grandparent {
-            None => self.root.store(child, Ordering::Release),
-            Some((node, digit)) => node[digit].store(child, Ordering::Release),
-        });
-        allocator.retired_nodes.push(reference & ((1 << INDEX) - 1));
+        let child = self.slot(node, rest.trailing_zeros() as usize);
+        self.change(|| self.put(above_parent, child, 0));
+        allocator.retired.push(node);
     }
 
-    /// A new node with two children.
+    /// A new narrow node with two children.
     fn fork(&self, allocator: &mut Allocator, shift: u32, a: (u64, u32), b: (u64, u32)) -> Option<u32> {
-        let index = allocator.nodes.take(&self.nodes)?;
-        let node = self.nodes.get(index)?;
-        for slot in node {
-            slot.store(0, Ordering::Relaxed);
-        }
-        let mut occupied = 0;
-        for (key, reference) in [a, b] {
-            node[digit(key, shift)].store(reference, Ordering::Relaxed);
-            occupied |= 1 << digit(key, shift);
-        }
         let prefix = above(a.0, shift).checked_shl(span(shift)).unwrap_or(0);
-        node[PREFIX].store(prefix as u32, Ordering::Relaxed);
-        node[PREFIX + 1].store((prefix >> 32) as u32, Ordering::Relaxed);
-        node[OCCUPIED].store(occupied, Ordering::Relaxed);
-        Some(NODE | shift << INDEX | index)
+        let node = self.node_for(allocator, 0, shift, prefix)?;
+        for (key, reference) in [a, b] {
+            self.put(Some((node, digit(key, shift))), reference, 0);
+        }
+        Some(node)
+    }
+
+    /// Puts a copy in the place of a node, wide or narrow. If there is no
+    /// memory for it the node stays.
+    fn replace(&self, allocator: &mut Allocator, place: Place, old: u32, width: u32) {
+        let Some(prefix) = self.node(old).map(prefix) else { return };
+        let Some(new) = self.node_for(allocator, width, shift(old), prefix) else { return };
+        for digit in 0..32 {
+            let child = self.slot(old, digit);
+            if child != 0 {
+                let entry = if child & NODE == 0 { self.entry(child) } else { None };
+                let page = entry.map_or(0, |entry| page(&entry, shift(old)));
+                self.put(Some((new, digit)), child, page);
+            }
+        }
+        self.change(|| self.put(place, new, 0));
+        allocator.retired.push(old);
+    }
+
+    /// A node that no reader can see yet.
+    fn node_for(&self, allocator: &mut Allocator, width: u32, shift: u32, prefix: u64) -> Option<u32> {
+        let index = if width == 0 {
+            allocator.narrow.take(|index| self.narrow.grow(index))?
+        } else {
+            allocator.wide.take(|index| self.wide.grow(index) && self.pages.grow(index))?
+        };
+        let reference = NODE | width | shift << INDEX | index;
+        for (at, word) in self.node(reference)?.iter().enumerate() {
+            let value = match at {
+                PREFIX => prefix as u32,
+                33 => (prefix >> 32) as u32,
+                _ => 0,
+            };
+            word.store(value, Ordering::Relaxed);
+        }
+        if width != 0 {
+            for page in self.pages.get(index)? {
+                page.store(0, Ordering::Relaxed);
+            }
+        }
+        Some(reference)
+    }
+
+    /// Stores a reference, and what stands for it among the pages.
+    fn put(&self, place: Place, reference: u32, page: u64) {
+        let Some((node, digit)) = place else {
+            return self.root.store(reference, Ordering::Release);
+        };
+        let occupied = self.occupied(node) & !(1 << digit) | u32::from(reference != 0) << digit;
+        if let Some(words) = self.node(node) {
+            words[digit & 31].store(reference, Ordering::Release);
+            words[OCCUPIED].store(occupied, Ordering::Release);
+        }
+        if node & WIDE != 0
+            && let Some(pages) = self.pages.get(index(node))
+        {
+            pages[digit & 31].store(page, Ordering::Release);
+        }
+    }
+
+    fn occupied(&self, node: u32) -> u32 {
+        self.node(node).map_or(0, |words| words[OCCUPIED].load(Ordering::Relaxed))
+    }
+
+    fn slot(&self, node: u32, digit: usize) -> u32 {
+        self.node(node).map_or(0, |words| words[digit & 31].load(Ordering::Relaxed))
     }
 
     fn change(&self, stores: impl FnOnce()) {
@@ -357,7 +476,7 @@ impl Table {
 
     #[inline]
     fn node(&self, reference: u32) -> Option<&Node> {
-        self.nodes.get(reference & ((1 << INDEX) - 1))
+        if reference & WIDE == 0 { &self.narrow } else { &self.wide }.get(index(reference))
     }
 }
 
