@@ -164,10 +164,10 @@ impl Container {
         if let Some(Backend::Type1(type1)) = &mut self.backend {
             type1.detach(&table.members(board, group), board);
         }
-        if self.groups.is_empty() {
-            if let Some(Backend::Type1(type1)) = self.backend.take() {
-                type1.release(locked);
-            }
+        if self.groups.is_empty()
+            && let Some(Backend::Type1(type1)) = self.backend.take()
+        {
+            type1.release(locked);
         }
     }
 

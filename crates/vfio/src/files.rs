@@ -150,6 +150,7 @@ impl Vfio {
         let candidates = if group.is_lost() { Vec::new() } else { self.table.vfio_devices(cx.board, group.number) };
         let device =
             candidates.into_iter().find(|address| self.devices.matches(*address, &name)).ok_or(Errno::ENODEV)?;
+        self.devices.check_options(device, &name, cx.board)?;
 
         let container = group.container.and_then(|id| self.containers.get(&id)).ok_or(Errno::EINVAL)?;
         if !container.has_iommu() {
@@ -185,10 +186,10 @@ impl Vfio {
             if self.groups.close(file) {
                 self.close_group(file, board);
             }
-        } else if let Some(device) = self.devices.release(file, board) {
-            if let Some(group) = self.groups.device_closed(device) {
-                self.close_group(group, board);
-            }
+        } else if let Some(device) = self.devices.release(file, board)
+            && let Some(group) = self.groups.device_closed(device)
+        {
+            self.close_group(group, board);
         }
     }
 

@@ -111,10 +111,10 @@ impl Groups {
 
     /// Forgets a file that nothing keeps.
     pub(crate) fn remove(&mut self, file: FileId) {
-        if let Some(group) = self.files.remove(&file) {
-            if !group.lost {
-                self.by_number.remove(&group.number);
-            }
+        if let Some(group) = self.files.remove(&file)
+            && !group.lost
+        {
+            self.by_number.remove(&group.number);
         }
     }
 

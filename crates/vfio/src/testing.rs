@@ -464,12 +464,24 @@ impl Lab {
     /// Plugs a dummy device in and puts it into a group, whatever the fabric
     /// thinks of that.
     pub(crate) fn add(&mut self, group: u32, address: &str, driver: Option<Driver>) -> Arc<Endpoint> {
+        let (endpoint, address) = self.plug(address, driver);
+        self.vfio.table.add_member(group, address);
+        endpoint
+    }
+
+    fn plug(&mut self, address: &str, driver: Option<Driver>) -> (Arc<Endpoint>, Address) {
         let spec = FunctionSpec { vendor: 0x1234, device: 0x5678, ..FunctionSpec::default() };
         let address: Address = address.parse().unwrap();
         let endpoint = Endpoint::new(Box::new(Dummy::new(spec).0));
         let slot = Slot { endpoint: Some(Arc::clone(&endpoint)), driver, ..Slot::default() };
         self.board.slots.insert(address, slot);
-        self.vfio.table.add_member(group, address);
+        (endpoint, address)
+    }
+
+    /// Plugs a dummy device in that has no IOMMU, bound to vfio-pci.
+    pub(crate) fn add_noiommu(&mut self, group: u32, address: &str) -> Arc<Endpoint> {
+        let (endpoint, address) = self.plug(address, Some(Driver::VfioPci));
+        self.vfio.add_noiommu_group(group, vec![address]);
         endpoint
     }
 
