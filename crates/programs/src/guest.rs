@@ -36,9 +36,13 @@ impl Guest {
     #[must_use]
     pub fn from_disk() -> Guest {
         let qemu = need_program("qemu-system-x86_64");
-        Guest { arguments: vec![qemu.into()] }
-            .with(["-accel", "tcg", "-cpu", "max", "-M", "q35", "-m", "512"])
-            .with(["-nodefaults", "-nographic", "-serial", "stdio", "-no-reboot"])
+        Guest { arguments: vec![qemu.into()] }.with(["-accel", "tcg", "-cpu", "max", "-M", "q35", "-m", "512"]).with([
+            "-nodefaults",
+            "-nographic",
+            "-serial",
+            "stdio",
+            "-no-reboot",
+        ])
     }
 
     /// Adds QEMU options.

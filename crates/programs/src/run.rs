@@ -75,13 +75,7 @@ impl Vfuse {
     /// With the default lab.
     #[must_use]
     pub fn new(way: Way) -> Vfuse {
-        Vfuse {
-            place: Place::new(),
-            way,
-            options: Vec::new(),
-            environment: Vec::new(),
-            limit: Duration::from_secs(60),
-        }
+        Vfuse { place: Place::new(), way, options: Vec::new(), environment: Vec::new(), limit: Duration::from_secs(60) }
     }
 
     /// Adds options.

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vfuse run` with everyday programs: they notice nothing, and nothing stays.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+use std::time::Duration;
+
+use programs::{Vfuse, Way, in_each_way, run_child};
+use rustix::process::Signal;
+
+in_each_way! {
+    /// The program's own exit status, and 126 and 127 as a shell has them.
+    fn exit_status_is_the_programs(way) {
+        let vfuse = Vfuse::new(way);
+        vfuse.run(["true"]).succeeded();
+        vfuse.shell("exit 77").exited(77);
+        vfuse.run(["no-such-program"]).exited(127).said("no-such-program");
+        let plain = vfuse.place.write("plain", b"not a program");
+        fs::set_permissions(&plain, fs::Permissions::from_mode(0o644)).expect("it is ours");
+        vfuse.run([&plain]).exited(126);
+    }
+
+    /// A signal that kills the program kills vfuse alike.
+    fn signals_are_the_programs(way) {
+        let vfuse = Vfuse::new(way);
+        vfuse.shell("kill -TERM $$").killed_by(Signal::TERM);
+        vfuse.shell("kill -SEGV $$").killed_by(Signal::SEGV);
+    }
+
+    /// The lab's devices are what sysfs shows; the rest of the system is there.
+    fn sees_the_lab(way) {
+        let outcome = Vfuse::new(way).shell(
+            "cat /sys/bus/pci/devices/0000:01:00.0/class
+             basename $(readlink /sys/bus/pci/devices/0000:01:00.0/driver)
+             group=$(basename $(readlink /sys/bus/pci/devices/0000:01:00.0/iommu_group))
+             ls /sys/kernel/iommu_groups/$group/devices
+             test -c /dev/vfio/vfio
+             test -c /dev/vfio/$group
+             test -d /sys/module/vfio_pci
+             test -r /etc/passwd
+             cat /proc/self/status > /dev/null",
+        );
+        outcome.succeeded().said("0x010802").said("vfio-pci").said("0000:01:00.0");
+    }
+
+    /// Pipes, children of children, and a child that outlives its parent.
+    fn a_tree_of_processes(way) {
+        let outcome = Vfuse::new(way).shell(
+            "echo one two three | wc -w
+             (sh -c '(sleep 0.2; echo late) &')
+             sh -c 'sh -c \"exit 3\"' || echo status $?
+             sleep 0.5",
+        );
+        outcome.succeeded().said("3\n").said("status 3").said("late");
+    }
+
+    /// Nothing is left mounted, running or on disk when the program ends.
+    fn nothing_is_left(way) {
+        let before = traces();
+        Vfuse::new(way).shell("ls /dev/vfio > /dev/null").succeeded();
+        assert_eq!(traces(), before);
+    }
+
+    /// Nor when vfuse itself is killed.
+    fn nothing_is_left_of_a_killed_run(way) {
+        let before = traces();
+        let vfuse = Vfuse::new(way);
+        let started = vfuse.place.path("started");
+        let lines = format!("touch {}; exec sleep 1000", started.display());
+        let mut child = vfuse.command(["sh", "-c", &lines]).spawn().expect("vfuse starts");
+        wait_until(|| started.exists());
+        child.kill().expect("it is ours");
+        child.wait().expect("it is ours");
+        wait_until(|| traces() == before);
+    }
+}
+
+/// A command line that cannot be used, in one sentence.
+#[test]
+fn usage_errors() {
+    for options in [
+        &["--device", "toaster"][..],
+        &["--device", "nvme,addr=01:00.0,colour=red"],
+        &["--device", "nvme,addr=01:00.0", "--device", "nvme,addr=01:00.0"],
+        &["--lab", "/no/such/lab.toml"],
+        &["--device", "nvme,file=/no/such/disk.img"],
+        &["--isolation", "hope"],
+    ] {
+        let outcome = Vfuse::new(Way::NobodyUserns).options(options).run(["true"]);
+        outcome.exited(2);
+        let last = options.last().and_then(|text| text.split(['=', ',', '/']).next_back()).unwrap_or_default();
+        outcome.said(last);
+    }
+}
+
+/// Mounts, files and processes that a run could leave, as this process sees
+/// them.
+fn traces() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
+    let mut traces: Vec<String> = mounts.lines().map(str::to_owned).collect();
+    for directory in ["/tmp", "/run", "/dev/shm"] {
+        let entries = fs::read_dir(directory).expect("a usual directory");
+        let names = entries.flatten().map(|entry| entry.path().display().to_string());
+        traces.extend(names.filter(|name| name.contains("vfuse") && !name.contains("vfuse-programs-")));
+    }
+    let mut pgrep = Command::new("pgrep");
+    pgrep.args(["-x", "vfuse|vfuse-keeper"]);
+    let count = run_child(pgrep, Duration::from_secs(10)).text.lines().count();
+    traces.push(format!("{count} processes"));
+    traces
+}
+
+fn wait_until(mut true_now: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !true_now() {
+        assert!(std::time::Instant::now() < deadline, "it did not happen within 20 s: {:?}", traces());
+        std::thread::yield_now();
+    }
+}
