@@ -151,6 +151,7 @@ impl Vfio {
         let device =
             candidates.into_iter().find(|address| self.devices.matches(*address, &name)).ok_or(Errno::ENODEV)?;
         self.devices.check_options(device, &name, cx.board)?;
+        let group = self.group(file)?;
 
         let container = group.container.and_then(|id| self.containers.get(&id)).ok_or(Errno::EINVAL)?;
         if !container.has_iommu() {

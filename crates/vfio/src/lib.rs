@@ -133,7 +133,7 @@ impl Vfio {
         } else if self.groups.get(file).is_some() {
             self.group_ioctl(file, request, arg, cx)
         } else {
-            self.devices.ioctl(file, request, arg, cx)
+            self.devices.ioctl(file, request, arg, cx, &(&self.groups, &self.table))
         }
     }
 
@@ -217,6 +217,36 @@ impl Vfio {
     /// leaves its container and answers `ENODEV` from now on.
     pub fn driver_unbound(&mut self, address: Address, board: &Board) {
         self.devices.unbound(address);
+        self.devices.unbound(address);
         self.group_driver_unbound(address, board);
+    }
+
+    /// An uncorrectable error of a device: its user's ERR eventfd is signalled.
+    /// Whether there is one.
+    pub fn signal_error(&self, address: Address) -> bool {
+        self.devices.signal_error(address)
+    }
+
+    /// The host wants a device back: its user's REQ eventfd is signalled.
+    /// Whether there is one (API-272).
+    pub fn signal_request(&self, address: Address) -> bool {
+        self.devices.signal_request(address)
+    }
+
+    /// Whether a program has the device open.
+    #[must_use]
+    pub fn is_device_open(&self, address: Address) -> bool {
+        self.devices.is_open(address)
+    }
+}
+
+/// What a device's hot reset asks about groups.
+impl device::GroupFacts for (&Groups, &GroupTable) {
+    fn group_of(&self, board: &Board, address: Address) -> Option<u32> {
+        self.1.group_of(board, address)
+    }
+
+    fn group_of_file(&self, file: FileId) -> Option<u32> {
+        self.0.get(file).map(|group| group.number)
     }
 }

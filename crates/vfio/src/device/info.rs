@@ -4,10 +4,10 @@
 
 use ::device::Board;
 use caller::Caller;
-use pci::cap;
+use pci::{Address, Function, PortType, cap};
 use uapi::Errno;
 use uapi::vfio::device::{
-    Info, InfoFlags, IrqInfo, IrqInfoFlags, REGION_CAP_MSIX_MAPPABLE, RegionFlags, RegionInfo, irq_index, region_index,
+    AtomicFlags, CAP_PCI_ATOMIC_COMP, Info, InfoFlags, IrqInfo, IrqInfoFlags, REGION_CAP_MSIX_MAPPABLE, RegionFlags, RegionInfo, irq_index, region_index,
 };
 
 use super::state::Device;
@@ -88,9 +88,54 @@ impl Device {
     }
 
     fn info_capabilities(&self, board: &Board) -> InfoChain {
-        // Widths of atomic operations are added here once ports route them
-        // (API-127); Device Capabilities 2 of no function offers any.
-        let _ = (board, cap::EXPRESS);
-        InfoChain::new()
+        let mut chain = InfoChain::new();
+        let pf = board.fabric.physical_function(self.address).unwrap_or(self.address);
+        let widths = atomic_widths(board, pf);
+        if !widths.is_empty() {
+            let [a, b, c, d] = widths.bits().to_ne_bytes();
+            chain.add(CAP_PCI_ATOMIC_COMP, 1, &[a, b, c, d, 0, 0, 0, 0]);
+        }
+        chain
     }
+}
+
+/// Device Capabilities 2.
+const DEVCAP2: u16 = 0x24;
+/// Device Control 2.
+const DEVCTL2: u16 = 0x28;
+
+/// Widths of atomic operations that the device and the root port complete and
+/// every switch on the way routes (API-127).
+fn atomic_widths(board: &Board, address: Address) -> AtomicFlags {
+    let Some(function) = board.fabric.function(address) else { return AtomicFlags::empty() };
+    let kind = function.spec().port_type;
+    if !matches!(kind, PortType::Endpoint | PortType::LegacyEndpoint | PortType::IntegratedEndpoint) {
+        return AtomicFlags::empty();
+    }
+    let express = |function: &Function, register| {
+        function.capability(cap::EXPRESS).map_or(0, |at| function.read(at + register, 4))
+    };
+    // Completer bits 9:7, in the order of the flags.
+    let completes = |function: &Function| AtomicFlags::from_bits_truncate(express(function, DEVCAP2) >> 7);
+    let mut widths = completes(function);
+    let mut at = address;
+    while let Some(bridge) = board.fabric.parent(at) {
+        let Some(port) = board.fabric.function(bridge) else { return AtomicFlags::empty() };
+        let routes = express(port, DEVCAP2) & 0x40 != 0;
+        let blocks = express(port, DEVCTL2) & 0x80 != 0;
+        let passes = match port.spec().port_type {
+            PortType::UpstreamPort => routes && !blocks,
+            PortType::DownstreamPort => routes,
+            PortType::RootPort => {
+                widths &= completes(port);
+                true
+            }
+            _ => true,
+        };
+        if !passes {
+            return AtomicFlags::empty();
+        }
+        at = bridge;
+    }
+    widths
 }

@@ -9,6 +9,7 @@
 
 mod config;
 mod feature;
+mod hot_reset;
 mod info;
 mod ioeventfd;
 mod irqs;
@@ -19,7 +20,7 @@ mod state;
 mod token;
 mod watches;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use ::device::{Board, DeviceFile, Driver};
@@ -29,6 +30,7 @@ use uapi::Errno;
 use uapi::vfio::device as request;
 
 use crate::{Context, Options};
+pub(crate) use hot_reset::GroupFacts;
 use irqs::Tools;
 use state::Device;
 use token::Tokens;
@@ -46,6 +48,8 @@ pub(crate) struct Devices {
     files: HashMap<FileId, Address>,
     watches: Watches,
     tokens: Tokens,
+    /// Devices that were not reset since a program used them (HOT-043).
+    needs_reset: BTreeSet<Address>,
 }
 
 impl Devices {
@@ -58,6 +62,7 @@ impl Devices {
             files: HashMap::new(),
             watches: Watches::new(Arc::clone(&platform)),
             tokens: Tokens::new(Arc::clone(&platform)),
+            needs_reset: BTreeSet::new(),
             platform,
         }
     }
@@ -131,14 +136,19 @@ impl Devices {
         request: u32,
         arg: u64,
         cx: &mut Context<'_>,
+        groups: &dyn GroupFacts,
     ) -> Result<Reply, Errno> {
         let now = self.platform.now();
-        let device = self.files.get(&file).and_then(|a| self.open.get_mut(a)).ok_or(Errno::EINVAL)?;
+        let address = *self.files.get(&file).ok_or(Errno::EINVAL)?;
         if request == request::BIND_IOMMUFD {
             return bind_from_group(arg, cx);
         }
+        let device = self.open.get_mut(&address).ok_or(Errno::EINVAL)?;
         device.wake(cx.board, now);
         let result = match request {
+            // These are about more than one device.
+            request::GET_PCI_HOT_RESET_INFO => self.hot_reset_info(file, arg, cx, groups).map(|()| 0),
+            request::PCI_HOT_RESET => self.hot_reset(file, arg, cx, groups).map(|()| 0),
             // Files from a group have no iommufd (API-120).
             request::ATTACH_IOMMUFD_PT | request::DETACH_IOMMUFD_PT => Err(Errno::ENOTTY),
             request::FEATURE => device.feature(arg, cx.caller, cx.board, &mut self.tokens, now),
@@ -153,7 +163,9 @@ impl Devices {
             request::IOEVENTFD => device.ioeventfd(arg, cx.caller, &mut self.watches).map(|()| 0),
             _ => Err(Errno::ENOTTY),
         };
-        device.idle(cx.board, now);
+        if let Some(device) = self.open.get_mut(&address) {
+            device.idle(cx.board, now);
+        }
         result.map(Reply::Value)
     }
 
@@ -216,7 +228,8 @@ impl Devices {
         if device.is_virtual() {
             self.tokens.remove_user(address, board);
         }
-        device.close(board, &mut self.watches, self.platform.now());
+        let was_reset = device.close(board, &mut self.watches, self.platform.now());
+        self.reset_after_close(address, was_reset, board);
         Some(address)
     }
 
@@ -261,6 +274,11 @@ impl Devices {
     /// A device has lost its driver.
     pub(crate) fn unbound(&mut self, address: Address) {
         self.tokens.forget(address);
+        self.needs_reset.remove(&address);
+    }
+
+    fn now(&self) -> u64 {
+        self.platform.now()
     }
 
     fn device(&self, file: FileId) -> Option<&Device> {

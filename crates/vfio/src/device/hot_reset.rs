@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Hot reset: a slot or a bus with everything on it (vfio-hot-reset.md,
+//! sections 2, 3, 5 and 6, as far as groups go).
+//!
+//! Calls do not overlap here, so the contention that Linux answers with EBUSY
+//! or EAGAIN does not come about.
+
+use std::collections::BTreeSet;
+
+use ::device::{Board, Driver, ResetKind};
+use caller::{Caller, FileId};
+use pci::{Address, cap};
+use uapi::Errno;
+use uapi::vfio::device::{DependentDevice, HotReset, HotResetInfo};
+use zerocopy::IntoBytes;
+
+use super::Devices;
+use crate::{Context, args};
+
+/// What the groups know.
+pub(crate) trait GroupFacts {
+    /// The group that a function is in.
+    fn group_of(&self, board: &Board, address: Address) -> Option<u32>;
+    /// The group that a file was opened for.
+    fn group_of_file(&self, file: FileId) -> Option<u32>;
+}
+
+impl Devices {
+    /// GET_PCI_HOT_RESET_INFO: `ENODEV` if neither slot nor bus can be reset,
+    /// `ENOSPC` with the number needed, `EPERM` if a device has no group
+    /// (HOT-004 to HOT-011).
+    pub(crate) fn hot_reset_info(
+        &self,
+        file: FileId,
+        arg: u64,
+        cx: &Context<'_>,
+        groups: &dyn GroupFacts,
+    ) -> Result<(), Errno> {
+        let address = self.address(file).ok_or(Errno::EINVAL)?;
+        let mut info: HotResetInfo = args::read(cx.caller, arg, size_of::<HotResetInfo>())?;
+        info.flags = 0;
+        let scope = cx.board.fabric.hot_reset_scope(address).map_err(|_| Errno::ENODEV)?;
+        info.count = scope.len() as u32;
+        let room = (info.argsz as usize - size_of::<HotResetInfo>()) / size_of::<DependentDevice>();
+        if room < scope.len() {
+            args::write_prefix(cx.caller, arg, &info, size_of::<HotResetInfo>())?;
+            return Err(Errno::ENOSPC);
+        }
+        let mut devices = Vec::with_capacity(scope.len());
+        for address in scope {
+            let group_id = groups.group_of(cx.board, address).ok_or(Errno::EPERM)?;
+            let (segment, bus, devfn) = (address.segment, address.bus, address.devfn());
+            devices.push(DependentDevice { group_id, segment, bus, devfn });
+        }
+        let list = arg.checked_add(size_of::<HotResetInfo>() as u64).ok_or(Errno::EFAULT)?;
+        cx.caller.write(list, devices.as_bytes())?;
+        args::write_prefix(cx.caller, arg, &info, size_of::<HotResetInfo>())
+    }
+
+    /// PCI_HOT_RESET with the groups that the caller owns (HOT-016 to HOT-030).
+    pub(crate) fn hot_reset(
+        &mut self,
+        file: FileId,
+        arg: u64,
+        cx: &mut Context<'_>,
+        groups: &dyn GroupFacts,
+    ) -> Result<(), Errno> {
+        let address = self.address(file).ok_or(Errno::EINVAL)?;
+        let request: HotReset = args::read(cx.caller, arg, size_of::<HotReset>())?;
+        if request.flags != 0 || request.count == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let scope = cx.board.fabric.hot_reset_scope(address).map_err(|_| Errno::ENODEV)?;
+        if request.count as usize > scope.len() {
+            return Err(Errno::EINVAL);
+        }
+        let owned = owned_groups(cx.caller, arg, request.count, groups)?;
+        let set = dev_set(cx.board, address);
+        if !scope.iter().all(|device| set.contains(device)) {
+            return Err(Errno::EINVAL);
+        }
+        let is_owned = |device: &Address| groups.group_of(cx.board, *device).is_some_and(|g| owned.contains(&g));
+        if !set.iter().all(is_owned) {
+            return Err(Errno::EINVAL);
+        }
+        let now = self.now();
+        self.reset_all(&scope, cx.board, now);
+        Ok(())
+    }
+
+    /// The reset at close (HOT-043, HOT-044): tried once nobody else of the
+    /// set has a device open, silently.
+    pub(super) fn reset_after_close(&mut self, address: Address, was_reset: bool, board: &mut Board) {
+        if was_reset {
+            self.needs_reset.remove(&address);
+        } else {
+            self.needs_reset.insert(address);
+        }
+        let set = dev_set(board, address);
+        if set.iter().any(|device| self.is_open(*device)) || set.is_disjoint(&self.needs_reset) {
+            return;
+        }
+        let Ok(scope) = board.fabric.hot_reset_scope(address) else { return };
+        if scope.iter().all(|device| set.contains(device)) {
+            let now = self.now();
+            self.reset_all(&scope, board, now);
+            self.needs_reset.retain(|device| !set.contains(device));
+        }
+    }
+
+    /// Every function of the scope: BARs zapped, D0, state saved, reset, state
+    /// restored (HOT-028, HOT-037 to HOT-041).
+    fn reset_all(&mut self, scope: &[Address], board: &mut Board, now: u64) {
+        let mut saved = Vec::with_capacity(scope.len());
+        for address in scope {
+            if let Some(device) = self.open.get_mut(address) {
+                device.zap(now);
+                let _ = device.set_power_state(board, 0, now);
+            }
+            let Some(function) = board.fabric.function_mut(*address) else { continue };
+            saved.push((*address, function.save()));
+            function.write(cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE));
+        }
+        for (address, _) in &saved {
+            if let Some(function) = board.fabric.function_mut(*address) {
+                function.reset();
+            }
+            if let Some(device) = self.open.get_mut(address) {
+                device.after_reset(board, ResetKind::Bus, now);
+            } else if let Some(endpoint) = board.endpoint(*address) {
+                endpoint.reset(ResetKind::Bus, now);
+                endpoint.interrupts.reset();
+            }
+        }
+        for (address, state) in &saved {
+            if let Some(device) = self.open.get_mut(address) {
+                device.restore(board, state, now);
+                device.sync(board, now);
+            } else if let Some(function) = board.fabric.function_mut(*address) {
+                function.restore(state);
+            }
+        }
+        tracing::info!(functions = scope.len(), "hot reset");
+    }
+}
+
+/// The groups whose descriptors follow the request.
+fn owned_groups(caller: &dyn Caller, arg: u64, count: u32, groups: &dyn GroupFacts) -> Result<BTreeSet<u32>, Errno> {
+    let list = arg.checked_add(size_of::<HotReset>() as u64).ok_or(Errno::EFAULT)?;
+    let mut bytes = vec![0; count as usize * 4];
+    caller.read(list, &mut bytes)?;
+    let words = bytes.chunks_exact(4).filter_map(|word| word.first_chunk());
+    words
+        .map(|word| {
+            let file = caller.file(i32::from_ne_bytes(*word))?;
+            file.and_then(|file| groups.group_of_file(file)).ok_or(Errno::EINVAL)
+        })
+        .collect()
+}
+
+/// The VFIO devices that are reset together with this one (HOT-034, HOT-035).
+fn dev_set(board: &Board, address: Address) -> BTreeSet<Address> {
+    let scope = board.fabric.reset_scope(address);
+    let bound = board.slots.iter().filter(|(_, slot)| slot.driver == Some(Driver::VfioPci));
+    bound.map(|(device, _)| *device).filter(|device| board.fabric.reset_scope(*device) == scope).collect()
+}
