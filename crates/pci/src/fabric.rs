@@ -266,6 +266,7 @@ impl Fabric {
             self.train_link(address);
             self.enable_bridge(address);
             self.enable_isolation(address);
+            self.enable_error_reports(address);
             if let Some(function) = self.functions.get_mut(&address)
                 && function.spec().interrupt_pin != 0
             {
@@ -315,7 +316,7 @@ impl Fabric {
         let Some(express) = function.capability(cap::EXPRESS) else { return };
         let own = function.spec().link;
         let Some(partner) = partner else {
-            function.set(express + 0x12, 2, 0x1000);
+            function.set(express + 0x12, 2, 0x1001); // no lane, lowest speed
             return;
         };
         let (speed, width) = (u32::from(own.speed.min(partner.speed)), u32::from(own.width.min(partner.width)));
@@ -361,6 +362,24 @@ impl Fabric {
         {
             let offered = function.read(acs + 4, 2) as u16;
             function.write(acs + 6, 2, u32::from(offered & cap::ACS_ISOLATED));
+        }
+    }
+
+    /// Linux has functions with AER report all errors, and root ports tell of
+    /// them by interrupt.
+    fn enable_error_reports(&mut self, address: Address) {
+        let Some(function) = self.functions.get_mut(&address) else { return };
+        let Some(express) = function.capability(cap::EXPRESS) else { return };
+        let root = function.spec().port_type == PortType::RootPort;
+        if let Some(aer) = function.extended_capability(cap::EXT_AER) {
+            let control = function.read(express + 0x08, 2);
+            function.write(express + 0x08, 2, control | 0x000f);
+            if root {
+                function.write(aer + 0x2c, 4, 0x0007);
+            }
+        }
+        if root {
+            function.write(express + 0x1c, 2, 0x0010); // CRS software visibility
         }
     }
 

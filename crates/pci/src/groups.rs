@@ -184,7 +184,7 @@ impl Fabric {
     pub fn acs_enabled(&self, address: Address, flags: u16) -> bool {
         let Some(function) = self.functions.get(&address) else { return false };
         let spec = function.spec();
-        if let Some(isolated) = self.quirks.isolated(spec.vendor, spec.device) {
+        if let Some(isolated) = self.quirks.isolated(spec.vendor, spec.device, spec.port_type) {
             return isolated;
         }
         match spec.port_type {

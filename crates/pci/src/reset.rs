@@ -52,7 +52,7 @@ pub struct NotResettable(pub Address);
 pub enum ResetScope {
     /// The function alone: it is on a root bus or virtual.
     Function(Address),
-    /// The slot that this function is function 0 of.
+    /// The hot-plug slot behind this port: all that is on its bus.
     Slot(Address),
     /// The bus.
     Bus(u16, u8),
@@ -92,13 +92,8 @@ impl Fabric {
     /// All functions that a hot reset of this one takes down, itself among
     /// them, in bus walk order (HOT-003, HOT-008).
     pub fn hot_reset_scope(&self, address: Address) -> Result<Vec<Address>, NotResettable> {
-        if self.slot_resettable(address) {
-            let walk = self.bus_walk(address.segment, address.bus);
-            let in_slot =
-                |a: &Address| self.path(*a).iter().any(|up| up.bus == address.bus && up.device() == address.device());
-            return Ok(walk.into_iter().filter(in_slot).collect());
-        }
-        if self.bus_resettable(address.segment, address.bus) {
+        // A hot-plug port's slot is all of its bus, so the reach is the same.
+        if self.slot_resettable(address) || self.bus_resettable(address.segment, address.bus) {
             return Ok(self.bus_walk(address.segment, address.bus));
         }
         Err(NotResettable(address))
@@ -109,11 +104,11 @@ impl Fabric {
     pub fn reset_scope(&self, address: Address) -> ResetScope {
         let root = self.buses.get(&(address.segment, address.bus)).is_none_or(|bus| bus.parent.is_none());
         if root || self.physical_function(address).is_some() {
-            ResetScope::Function(address)
-        } else if self.slot_resettable(address) {
-            ResetScope::Slot(Address::new(address.segment, address.bus, address.device(), 0))
-        } else {
-            ResetScope::Bus(address.segment, address.bus)
+            return ResetScope::Function(address);
+        }
+        match self.hotplug_port(address) {
+            Some(port) if self.slot_resettable(address) => ResetScope::Slot(port),
+            _ => ResetScope::Bus(address.segment, address.bus),
         }
     }
 
@@ -134,18 +129,15 @@ impl Fabric {
         self.functions.get(&address).is_some_and(|f| listed(ids, f.spec().vendor, f.spec().device))
     }
 
-    /// The hot-plug slot that a function is in.
-    fn in_hotplug_slot(&self, address: Address) -> bool {
-        let bridge = self.buses.get(&(address.segment, address.bus)).and_then(|bus| bus.bridge);
-        address.device() == 0
-            && bridge
-                .and_then(|bridge| self.functions.get(&bridge))
-                .and_then(|port| port.spec().slot)
-                .is_some_and(|slot| slot.hotplug)
+    /// The port whose hot-plug slot a function is in: the slot takes in every
+    /// device number of the bus.
+    fn hotplug_port(&self, address: Address) -> Option<Address> {
+        let port = self.buses.get(&(address.segment, address.bus))?.bridge?;
+        self.functions.get(&port)?.spec().slot.filter(|slot| slot.hotplug).map(|_| port)
     }
 
     fn function_has_slot(&self, address: Address) -> bool {
-        self.in_hotplug_slot(address)
+        self.hotplug_port(address).is_some()
             && !self.is_multifunction(address)
             && !self.is_bridge(address)
             && !self.has_quirk(address, &self.quirks.no_bus_reset)
@@ -160,10 +152,7 @@ impl Fabric {
     }
 
     fn slot_resettable(&self, address: Address) -> bool {
-        let Some(bus) = self.buses.get(&(address.segment, address.bus)) else { return false };
-        self.in_hotplug_slot(address)
-            && bus.bridge.is_some_and(|bridge| !self.has_quirk(bridge, &self.quirks.no_bus_reset))
-            && bus.devices.iter().filter(|a| a.device() == address.device()).all(|a| self.below_resettable(*a))
+        self.hotplug_port(address).is_some() && self.bus_resettable(address.segment, address.bus)
     }
 
     fn bus_resettable(&self, segment: u16, number: u8) -> bool {

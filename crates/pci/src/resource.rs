@@ -141,9 +141,7 @@ fn bar_flags(bar: &Bar) -> u64 {
         | match bar.kind {
             BarKind::Io => IORESOURCE_IO,
             BarKind::Memory32 { prefetchable } => IORESOURCE_MEM | prefetch(prefetchable),
-            BarKind::Memory64 { prefetchable } => {
-                IORESOURCE_MEM | IORESOURCE_MEM_64 | prefetch(prefetchable)
-            }
+            BarKind::Memory64 { prefetchable } => IORESOURCE_MEM | IORESOURCE_MEM_64 | prefetch(prefetchable),
         }
 }
 

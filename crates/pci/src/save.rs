@@ -94,7 +94,11 @@ impl Function {
             }
         }
         for &(offset, len, value) in &saved.writes {
-            effects.extend(self.write(offset, len, value));
+            // What stands already is not written: a status register beside it
+            // would lose its error bits.
+            if self.read(offset, len) != value {
+                effects.extend(self.write(offset, len, value));
+            }
         }
         effects
     }

@@ -84,11 +84,9 @@ impl Fabric {
         Ok(addresses.into_iter().map(|address| (address, vf.clone())).collect())
     }
 
-    /// Disables the virtual functions of a physical one; where they were, last
-    /// first, as Linux takes them away.
+    /// Disables the virtual functions of a physical one; where they were.
     pub fn disable_vfs(&mut self, pf: Address) -> Vec<Address> {
-        let mut gone = self.nodes.get_mut(&pf).map(|node| std::mem::take(&mut node.virtfns)).unwrap_or_default();
-        gone.reverse();
+        let gone = self.nodes.get_mut(&pf).map(|node| std::mem::take(&mut node.virtfns)).unwrap_or_default();
         for address in &gone {
             self.leave_group(*address);
             self.functions.remove(address);
