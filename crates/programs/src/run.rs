@@ -7,9 +7,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::geteuid;
+use rustix::process::{getegid, geteuid};
 
 use crate::{Outcome, Place, run_child, vfuse_binary};
+
+/// The unprivileged user and group of the tests that root starts.
+const NOBODY: u32 = 65534;
 
 /// Who runs the program, and how it gets in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,22 +45,45 @@ impl Way {
     }
 
     /// A command that runs `program` as this user. What lies in the way of
-    /// becoming root or nobody is `sudo`'s to say.
+    /// becoming root is `sudo`'s to say.
     #[must_use]
     pub fn command(self, program: impl AsRef<OsStr>) -> Command {
-        const NOBODY: u32 = 65534;
-        let root = geteuid().is_root();
-        if self.is_root() && !root {
-            let mut command = Command::new("sudo");
-            command.args(["-n", "--"]).arg(program);
-            return command;
+        if self.is_root() {
+            return as_root(program);
         }
         let mut command = Command::new(program);
-        if !self.is_root() && root {
+        if geteuid().is_root() {
             command.uid(NOBODY).gid(NOBODY);
         }
         command
     }
+
+    /// The same, allowed to lock any amount of memory, as an administrator
+    /// allows it to users of VFIO: mappings are charged to `ulimit -l` unless
+    /// root makes them.
+    #[must_use]
+    fn command_that_locks_memory(self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = as_root("prlimit");
+        command.args(["--memlock=unlimited", "--"]);
+        if !self.is_root() {
+            let (user, group) = match geteuid().is_root() {
+                true => (NOBODY, NOBODY),
+                false => (geteuid().as_raw(), getegid().as_raw()),
+            };
+            command.args(["setpriv", &format!("--reuid={user}"), &format!("--regid={group}"), "--clear-groups", "--"]);
+        }
+        command.arg(program);
+        command
+    }
+}
+
+fn as_root(program: impl AsRef<OsStr>) -> Command {
+    if geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.args(["-n", "--"]).arg(program);
+    command
 }
 
 /// One `vfuse run`.
@@ -69,13 +95,21 @@ pub struct Vfuse {
     options: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     limit: Duration,
+    locks_memory: bool,
 }
 
 impl Vfuse {
     /// With the default lab.
     #[must_use]
     pub fn new(way: Way) -> Vfuse {
-        Vfuse { place: Place::new(), way, options: Vec::new(), environment: Vec::new(), limit: Duration::from_secs(60) }
+        Vfuse {
+            place: Place::new(),
+            way,
+            options: Vec::new(),
+            environment: Vec::new(),
+            limit: Duration::from_secs(60),
+            locks_memory: false,
+        }
     }
 
     /// Adds options.
@@ -111,11 +145,21 @@ impl Vfuse {
         self
     }
 
+    /// Lets the program map more memory for DMA than a user's usual 8 MiB.
+    #[must_use]
+    pub fn locks_memory(mut self) -> Vfuse {
+        self.locks_memory = true;
+        self
+    }
+
     /// The command, not yet started.
     #[must_use]
     pub fn command<S: AsRef<OsStr>>(&self, program: impl IntoIterator<Item = S>) -> Command {
         let vfuse = self.place.program(&vfuse_binary());
-        let mut command = self.way.command(vfuse);
+        let mut command = match self.locks_memory {
+            true => self.way.command_that_locks_memory(vfuse),
+            false => self.way.command(vfuse),
+        };
         command.arg("run").arg("--isolation").arg(self.way.isolation()).args(&self.options).arg("--");
         command.args(program).current_dir(self.place.path("")).env_remove("RUST_LOG");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));

@@ -18,7 +18,7 @@ fn dpdk_test(vfuse: &Vfuse, test: &str, options: &[&str]) -> Outcome {
 
 fn engine(way: programs::Way) -> Vfuse {
     // EAL keeps its lock files below the home or runtime directory.
-    let vfuse = Vfuse::new(way).device("ioat,addr=01:00.0").limit(Duration::from_secs(120));
+    let vfuse = Vfuse::new(way).device("ioat,addr=01:00.0").locks_memory().limit(Duration::from_secs(120));
     let runtime = vfuse.place.path("");
     vfuse.env("XDG_RUNTIME_DIR", &runtime.to_string_lossy())
 }

@@ -25,7 +25,7 @@ in_each_way! {
             echo taken=$(awk '/nvme0q1/ { print $2 }' /proc/interrupts)
             echo intx=$(grep -c 'IO-APIC.*nvme' /proc/interrupts)
         ";
-        let vfuse = Vfuse::new(way).limit(LIMIT);
+        let vfuse = Vfuse::new(way).locks_memory().limit(LIMIT);
         let disk = TestDisk::patterned(&vfuse.place, "disk", 16 << 20);
         let before = disk.sha256();
         let vfuse = vfuse.disk("01:00.0", &disk.path);
@@ -46,7 +46,7 @@ in_each_way! {
     /// SeaBIOS reads boot loader, kernel and initramfs by its own NVMe driver,
     /// then Linux takes the controller over.
     fn boots_from_the_disk(way) {
-        let vfuse = Vfuse::new(way).limit(LIMIT);
+        let vfuse = Vfuse::new(way).locks_memory().limit(LIMIT);
         let disk = TestDisk::bootable(&vfuse.place, "disk", "echo sum=$(sha256sum < /dev/nvme0n1)\n");
         let before = disk.sha256();
         let vfuse = vfuse.disk("01:00.0", &disk.path);
@@ -78,7 +78,7 @@ fn guest_resets_the_controller() {
         echo 3 > /proc/sys/vm/drop_caches
         echo third=$(sha256sum < $disk)
     ";
-    let vfuse = Vfuse::new(programs::Way::NobodyUserns).limit(LIMIT);
+    let vfuse = Vfuse::new(programs::Way::NobodyUserns).locks_memory().limit(LIMIT);
     let disk = TestDisk::patterned(&vfuse.place, "disk", 4 << 20);
     let vfuse = vfuse.disk("01:00.0", &disk.path);
     let guest = Guest::new(&vfuse.place, SCRIPT).with(["-device", DEVICE]);
@@ -96,7 +96,7 @@ fn guest_with_two_controllers() {
         dd if=/dev/nvme0n1 of=/dev/nvme1n1 bs=256k conv=fsync 2>/dev/null
         echo done=yes
     ";
-    let vfuse = Vfuse::new(programs::Way::RootNamespaces).limit(LIMIT);
+    let vfuse = Vfuse::new(programs::Way::RootNamespaces).locks_memory().limit(LIMIT);
     let from = TestDisk::patterned(&vfuse.place, "from", 8 << 20);
     let to = vfuse.place.write("to", &vec![0; 8 << 20]);
     let vfuse = vfuse.disk("01:00.0", &from.path).disk("02:00.0", &to);

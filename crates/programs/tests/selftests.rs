@@ -88,7 +88,7 @@ in_each_way! {
     /// addresses that nothing is mapped at, interrupts.
     fn vfio_pci_driver_test(way) {
         for mode in MODES {
-            let vfuse = Vfuse::new(way).device("ioat,addr=01:00.0").limit(Duration::from_secs(180));
+            let vfuse = Vfuse::new(way).device("ioat,addr=01:00.0").locks_memory().limit(Duration::from_secs(180));
             let outcome = selftest(&vfuse, "vfio_pci_driver_test", mode, &variants(&[mode.to_owned()]));
             assert_eq!(passed(&outcome, &[]).len(), 7, "{}", outcome.text);
         }
