@@ -23,18 +23,19 @@ install: ## what the tests need: Debian packages, Linux's selftests, a guest
 build:
 	cargo build --workspace --all-targets
 
-lint: ## format, clippy, documentation, licences
+lint: ## format, clippy, documentation, licences, scripts
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	cargo deny --log-level error check licenses bans sources
+	shellcheck -x scripts/install scripts/selftests scripts/guest scripts/guest-init scripts/clean-root scripts/demo .ci/run
 
 fmt: ## format the source
 	cargo fmt
 
 bench: ## each figure against a floor or a peer measured in the same run
-	@scripts/install test
-	@scripts/bench
+	@scripts/install demo
+	cargo bench --workspace
 
 conformance: ## how many lines of the fact sheets have a test
 	@cargo run --quiet -p xtask -- conformance
