@@ -118,6 +118,12 @@ impl Groups {
         }
     }
 
+    /// Whether no group file is open.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.by_number.is_empty() && self.by_device.is_empty()
+    }
+
     /// The group's last VFIO device was unbound.
     pub(crate) fn lose(&mut self, number: u32) -> Option<FileId> {
         let file = self.by_number.remove(&number)?;

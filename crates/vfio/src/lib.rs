@@ -217,7 +217,6 @@ impl Vfio {
     /// leaves its container and answers `ENODEV` from now on.
     pub fn driver_unbound(&mut self, address: Address, board: &Board) {
         self.devices.unbound(address);
-        self.devices.unbound(address);
         self.group_driver_unbound(address, board);
     }
 
@@ -225,18 +224,6 @@ impl Vfio {
     /// Whether there is one.
     pub fn signal_error(&self, address: Address) -> bool {
         self.devices.signal_error(address)
-    }
-
-    /// The host wants a device back: its user's REQ eventfd is signalled.
-    /// Whether there is one (API-272).
-    pub fn signal_request(&self, address: Address) -> bool {
-        self.devices.signal_request(address)
-    }
-
-    /// Whether a program has the device open.
-    #[must_use]
-    pub fn is_device_open(&self, address: Address) -> bool {
-        self.devices.is_open(address)
     }
 }
 

@@ -13,7 +13,7 @@ use ::device::{
 };
 use caller::{Caller, Capability, FileId, FileIds, Pinned, Platform, ProcessId, Reply, WatchId, is_user_range};
 use iommu::{Memory, MemoryFault};
-use pci::{Address, FunctionSpec};
+use pci::{Address, FabricBuilder, FunctionSpec};
 use uapi::Errno;
 use uapi::vfio::container::SET_IOMMU;
 use uapi::vfio::group::{GET_DEVICE_FD, SET_CONTAINER};
@@ -476,6 +476,27 @@ impl Lab {
         let slot = Slot { endpoint: Some(Arc::clone(&endpoint)), driver, ..Slot::default() };
         self.board.slots.insert(address, slot);
         (endpoint, address)
+    }
+
+    /// The functions of a fabric, all endpoints dummies without driver.
+    pub(crate) fn with_fabric(builder: &FabricBuilder, options: Options) -> Lab {
+        let mut lab = Lab::new(options);
+        lab.board.fabric = builder.build().unwrap();
+        for (address, function) in lab.board.fabric.functions() {
+            let slot = if lab.board.fabric.is_bridge(address) {
+                Slot { driver: Some(Driver::Pcieport), ..Slot::default() }
+            } else {
+                let (dummy, _) = Dummy::new(function.spec().clone());
+                Slot { endpoint: Some(Endpoint::new(Box::new(dummy))), ..Slot::default() }
+            };
+            lab.board.slots.insert(address, slot);
+        }
+        lab
+    }
+
+    /// The group of a function.
+    pub(crate) fn group_of(&self, address: &str) -> u32 {
+        self.board.fabric.group(address.parse().unwrap()).unwrap()
     }
 
     /// Plugs a dummy device in that has no IOMMU, bound to vfio-pci.

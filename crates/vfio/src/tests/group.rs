@@ -5,7 +5,7 @@ use ::device::Driver;
 use caller::{Capability, FileId};
 use uapi::Errno;
 use uapi::vfio::container::SET_IOMMU;
-use uapi::vfio::group::{GET_DEVICE_FD, GET_STATUS, SET_CONTAINER, Status, UNSET_CONTAINER};
+use uapi::vfio::group::{GET_STATUS, SET_CONTAINER, Status, UNSET_CONTAINER};
 
 use super::PAGE;
 use crate::Options;
@@ -195,25 +195,6 @@ fn unset_container() {
     lab.set_container(group, container).unwrap();
     assert_eq!(lab.ioctl(group, UNSET_CONTAINER, 0xdead), Ok(0), "the argument does not count");
     assert_eq!(lab.ioctl(group, UNSET_CONTAINER, 0), Err(Errno::EINVAL));
-}
-
-/// API-047, API-048, API-049, API-051
-#[test]
-fn get_device_fd_checks() {
-    let mut lab = Lab::with_group();
-    lab.add(8, "0000:02:00.0", Some(Driver::VfioPci));
-    lab.add(7, "0000:01:00.1", None);
-    let (container, group) = (lab.open_container(), lab.open_group(7).unwrap());
-    assert_eq!(lab.ioctl(group, GET_DEVICE_FD, 8), Err(Errno::EFAULT));
-    assert_eq!(lab.get_device_fd(group, &"x".repeat(4096)), Err(Errno::EINVAL));
-    let no_match = ["", "01:00.0", "0000:01:00.01", "0000:01:00", "0000:02:00.0", "0000:01:00.1", " 0000:01:00.0"];
-    for name in no_match.into_iter().chain([&*"x".repeat(4095)]) {
-        assert_eq!(lab.get_device_fd(group, name), Err(Errno::ENODEV), "{name}");
-    }
-    assert_eq!(lab.get_device_fd(group, NVME), Err(Errno::EINVAL), "no container");
-    assert_eq!(lab.get_device_fd(group, "0000:01:00.1"), Err(Errno::ENODEV), "the name comes first");
-    lab.set_container(group, container).unwrap();
-    assert_eq!(lab.get_device_fd(group, NVME), Err(Errno::EINVAL), "no IOMMU");
 }
 
 /// API-055

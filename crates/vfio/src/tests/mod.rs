@@ -6,6 +6,7 @@ mod container;
 mod dirty;
 mod group;
 mod info;
+mod lifetime;
 mod map;
 mod model;
 mod unmap;
