@@ -7,6 +7,7 @@
 
 use ::device::Board;
 use caller::{Caller, Capability, FileId, Reply};
+use pci::Address;
 use uapi::Errno;
 use uapi::vfio::container::{API_VERSION, CHECK_EXTENSION, GET_API_VERSION, SET_IOMMU, extension};
 
@@ -155,6 +156,13 @@ impl Container {
         self.noiommu = noiommu;
         self.groups.push((file, group));
         Ok(())
+    }
+
+    /// A function joins a group that is in the container.
+    pub(crate) fn function_added(&self, address: Address, board: &Board) {
+        if let Some(Backend::Type1(type1)) = &self.backend {
+            type1.attach_function(address, board);
+        }
     }
 
     /// A group leaves. With the last one the backend goes.

@@ -200,6 +200,13 @@ impl Vfio {
         self.groups.remove(file);
     }
 
+    pub(crate) fn group_function_added(&self, address: Address, board: &Board) {
+        let group = self.table.group_of(board, address).and_then(|number| self.groups.by_number(number));
+        if let Some(container) = group.and_then(|(_, group)| self.containers.get(&group.container?)) {
+            container.function_added(address, board);
+        }
+    }
+
     pub(crate) fn group_driver_unbound(&mut self, address: Address, board: &Board) {
         let Some(number) = self.table.group_of(board, address) else { return };
         if !self.table.vfio_devices(board, number).is_empty() {

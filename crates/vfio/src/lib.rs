@@ -212,6 +212,12 @@ impl Vfio {
         if owned && ownership::owns_dma(driver) { Err(Errno::EBUSY) } else { Ok(()) }
     }
 
+    /// A function was plugged in. If its group is in a container, its DMA goes
+    /// through the container's mappings from now on.
+    pub fn function_added(&self, address: Address, board: &Board) {
+        self.group_function_added(address, board);
+    }
+
     /// vfio-pci was unbound from a function, which no program has open. If it
     /// was the group's last, the group's node is gone: an open file of it
     /// leaves its container and answers `ENODEV` from now on.

@@ -41,6 +41,12 @@ impl GroupTable {
         self.made_up.entry(group).or_default().push(address);
     }
 
+    /// Takes a made-up function out of its group.
+    #[cfg(test)]
+    pub(crate) fn remove_member(&mut self, address: Address) {
+        self.made_up.values_mut().for_each(|members| members.retain(|member| *member != address));
+    }
+
     /// The kind of a group.
     pub(crate) fn kind(&self, group: u32) -> Kind {
         if self.noiommu.contains_key(&group) { Kind::NoIommu } else { Kind::Iommu }

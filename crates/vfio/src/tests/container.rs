@@ -141,6 +141,20 @@ fn devices_are_attached_with_the_backend() {
     assert_eq!(t.dma_read(0x10_0000), Some(5), "the other group stays");
 }
 
+/// A function that is plugged into a group in use shares its mappings.
+#[test]
+fn function_added_to_a_group_in_use() {
+    let mut t = Type1Lab::new(3);
+    t.map(RW, RAM, 0, PAGE).unwrap();
+    for (group, expected) in [(7, true), (8, false)] {
+        let endpoint = t.lab.add(group, "0000:03:00.0", None);
+        t.lab.vfio.function_added("0000:03:00.0".parse().unwrap(), &t.lab.board);
+        endpoint.requester.set_bus_master(true);
+        assert_eq!(endpoint.requester.session().read(0, &mut [0]).is_ok(), expected);
+        t.lab.vfio.table.remove_member("0000:03:00.0".parse().unwrap());
+    }
+}
+
 /// API-017
 #[test]
 fn requests_for_the_backend() {

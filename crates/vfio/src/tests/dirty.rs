@@ -139,10 +139,23 @@ fn mapped_pages_are_dirty_each_time() {
     // API-097: OR where a mapping begins inside a word; the third word, which
     // is all hole, is not touched.
     assert_eq!(words(&t, &bitmap), [1, 0x8000_0000_0000_001d, 0x8000_0000_0000_0001, u64::MAX]);
-    // API-098: the range's first page is bit 0.
+    // The range's first page is bit 0.
     fill(&t, &bitmap, 0);
     t.report(base + 64 * PAGE, 64 * PAGE, Bitmap { size: 8, ..bitmap }).unwrap();
     assert_eq!(words(&t, &bitmap), [0b11100, 0, 0, 0]);
+}
+
+/// API-098: a report is dirty again in the next one, and bits that were
+/// shifted for one report do not come out behind the mapping in another.
+#[test]
+fn reports_do_not_leave_bits_behind() {
+    let (mut t, bitmap) = lab(1);
+    t.map(RW, RAM, 6 * PAGE, 3 * PAGE).unwrap();
+    for (first, expected) in [(0, 0b1_1100_0000), (6, 0b111), (3, 0b11_1000), (6, 0b111)] {
+        fill(&t, &bitmap, 0);
+        t.report(first * PAGE, 64 * PAGE, bitmap).unwrap();
+        assert_eq!(words(&t, &bitmap), [expected]);
+    }
 }
 
 /// API-078: what is mapped while tracking is on is dirty.

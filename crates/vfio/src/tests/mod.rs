@@ -5,6 +5,7 @@ mod args;
 mod container;
 mod dirty;
 mod group;
+mod hostile;
 mod info;
 mod lifetime;
 mod map;

@@ -93,13 +93,11 @@ impl Type1 {
         let pinned = is_user_range(map.vaddr, map.size)
             .then(|| caller.pin(map.vaddr, map.size, present.prot.contains(Prot::WRITE)).ok())
             .flatten();
-        self.space.update(map.iova, &mut |m| {
-            m.tag = owner << tag::OWNER_SHIFT;
-            if let Some(Pinned { memory, offset }) = &pinned {
-                m.memory = memory.clone();
-                m.offset = *offset;
-            }
-        });
+        self.space.update(map.iova, &mut |m| m.tag = owner << tag::OWNER_SHIFT);
+        if let Some(Pinned { memory, offset }) = pinned {
+            // If there is no memory for that, the pages that it has are kept.
+            self.space.update(map.iova, &mut |m| (m.memory, m.offset) = (memory.clone(), offset));
+        }
         self.invalid -= 1;
         tracing::trace!(name: "vfio.set_vaddr", iova = map.iova, size = map.size, vaddr = map.vaddr);
         Ok(())

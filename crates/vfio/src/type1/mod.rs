@@ -111,10 +111,17 @@ impl Type1 {
         }
         self.ranges = ranges;
         self.groups += 1;
-        for endpoint in members.iter().filter_map(|address| board.endpoint(*address)) {
-            endpoint.requester.attach(Some(Arc::clone(&self.space)));
+        for address in members {
+            self.attach_function(*address, board);
         }
         Ok(())
+    }
+
+    /// Attaches one more function of a group that is attached.
+    pub(crate) fn attach_function(&self, address: Address, board: &Board) {
+        if let Some(endpoint) = board.endpoint(address) {
+            endpoint.requester.attach(Some(Arc::clone(&self.space)));
+        }
     }
 
     /// Detaches a group's devices; their DMA is over when it returns.
