@@ -1,2 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! (to be written)
+//! The real side of the core's small traits, on Linux (x86-64 and aarch64).
+//!
+//! The core makes no system call; this crate does. What it offers:
+//!
+//! | module | for | real thing |
+//! |---|---|---|
+//! | [`event`] | [`device::Event`] | eventfds of programs |
+//! | [`process`] | [`iommu::Memory`] | the address space of a program |
+//! | [`pin`] | [`caller::Pinned`] | which memory a virtual address range is |
+//! | [`file`](mod@file) | [`iommu::Memory`] | files that programs map shared, mapped here as well |
+//! | [`window`] | [`device::DeviceFiles`] | a memfd for each open device |
+//! | [`disk`] | [`device::Disk`] | RAM, files, block devices |
+//! | [`executor`] | [`device::Wake`] | worker threads that give devices their turns |
+//! | [`clock`], [`random`], [`limits`] | [`caller::Platform`], [`caller::Caller`] | time, random bytes, a program's limits |
+//!
+//! Below them lie `mapping` (shared mappings that survive the truncation of
+//! their file) and `vma` (what is mapped at an address of a program).
+//!
+//! Not here: seccomp, namespaces and files of the pretend `/sys`; those belong
+//! to the front door that needs them.
+//!
+//! Unsafe code opts in by module, with a SAFETY comment for each block.
+#![deny(unsafe_code)]
+
+pub mod clock;
+pub mod disk;
+pub mod event;
+pub mod executor;
+pub mod file;
+pub mod limits;
+mod mapping;
+pub mod pin;
+pub mod process;
+pub mod random;
+mod vma;
+pub mod window;
+
+use uapi::Errno;
+
+/// The calling thread's `errno`.
+fn last_errno() -> Errno {
+    Errno::from_raw(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// Page size of the machine in bytes.
+fn page_size() -> u64 {
+    rustix::param::page_size() as u64
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Which memory a range of a program's addresses is.
+//!
+//! Linux pins the pages of a range for a device; a [`Pinner`] finds out what
+//! they belong to. Shared mappings of files in memory become [`FileMemory`]
+//! (`file`): the device reads and writes the very pages. All else is reached
+//! through the [`Process`]. One system call for the usual range, however many
+//! mappings there are.
+//!
+//! The rights are those that pinning asks for: to write, the program must be
+//! able to write there; to read, to read there.
+
+use std::sync::Arc;
+
+use caller::Pinned;
+use iommu::{Memory, MemoryFault};
+use uapi::Errno;
+use vm_memory::VolatileSlice;
+
+use crate::file::{FileMemory, Files};
+use crate::process::Process;
+
+/// Most parts of one range that are kept apart.
+const MAX_PARTS: usize = 1024;
+/// Parts shorter than this on average are not worth it.
+const MIN_PART: u64 = 64 << 10;
+
+/// Finds the memory behind ranges; one for a lab.
+#[derive(Debug, Default)]
+pub struct Pinner {
+    files: Files,
+}
+
+/// What a part of a range is.
+enum Kind {
+    Process,
+    File(Arc<FileMemory>, u64),
+}
+
+impl Pinner {
+    /// A pinner that knows no file yet.
+    #[must_use]
+    pub fn new() -> Pinner {
+        Pinner::default()
+    }
+
+    /// What [`caller::Caller::pin`] asks for: `EFAULT` if a part of the range
+    /// is not mapped, or without the right.
+    pub fn pin(&self, process: &Arc<Process>, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno> {
+        let end = vaddr.checked_add(len).ok_or(Errno::EFAULT)?;
+        let mut parts: Vec<Part> = Vec::new();
+        let mut too_many = false;
+        let mut at = vaddr;
+        while at < end {
+            let vma = process.vma(at)?.ok_or(Errno::EFAULT)?;
+            if !(if write { vma.write } else { vma.read }) {
+                return Err(Errno::EFAULT);
+            }
+            let stop = vma.end.min(end);
+            let kind = if vma.shared && vma.inode != 0 {
+                let offset = vma.offset + (at - vma.start);
+                match self.files.memory(process, &vma, offset, stop - at, write)? {
+                    Some(memory) => {
+                        let offset = memory.offset_of(offset);
+                        Kind::File(memory, offset)
+                    }
+                    None => Kind::Process,
+                }
+            } else {
+                Kind::Process
+            };
+            if at == vaddr && stop == end {
+                return Ok(whole(process, kind, vaddr));
+            }
+            if !too_many {
+                add(&mut parts, process, kind, vaddr, at, stop);
+                too_many = parts.len() > MAX_PARTS;
+            }
+            at = stop;
+        }
+        let apart = !too_many && len / MIN_PART >= parts.len() as u64;
+        match parts.pop() {
+            Some(only) if parts.is_empty() => Ok(Pinned { memory: only.memory, offset: only.offset }),
+            Some(last) if apart => {
+                parts.push(last);
+                Ok(Pinned { memory: Arc::new(Composite { parts: parts.into() }), offset: 0 })
+            }
+            _ => Ok(Pinned { memory: Arc::clone(process) as Arc<dyn Memory>, offset: vaddr }),
+        }
+    }
+
+    /// Files open at present.
+    #[cfg(test)]
+    pub(crate) fn open_files(&self) -> usize {
+        self.files.count()
+    }
+}
+
+fn whole(process: &Arc<Process>, kind: Kind, vaddr: u64) -> Pinned {
+    match kind {
+        Kind::Process => Pinned { memory: Arc::clone(process) as Arc<dyn Memory>, offset: vaddr },
+        Kind::File(memory, offset) => Pinned { memory, offset },
+    }
+}
+
+/// Adds `at..stop`, to the last part where it goes on.
+fn add(parts: &mut Vec<Part>, process: &Arc<Process>, kind: Kind, vaddr: u64, at: u64, stop: u64) {
+    let Pinned { memory, offset } = whole(process, kind, at);
+    let (first, end) = (at - vaddr, stop - vaddr);
+    if let Some(last) = parts.last_mut() {
+        let goes_on = offset.checked_sub(last.offset) == Some(first - last.first);
+        if goes_on && std::ptr::addr_eq(Arc::as_ptr(&last.memory), Arc::as_ptr(&memory)) {
+            last.end = end;
+            return;
+        }
+    }
+    parts.push(Part { first, end, memory, offset });
+}
+
+/// A part of a range: `first..end` counted from its start.
+#[derive(Debug)]
+struct Part {
+    first: u64,
+    end: u64,
+    memory: Arc<dyn Memory>,
+    /// Offset in `memory` of the byte at `first`.
+    offset: u64,
+}
+
+/// A range over several mappings of a program, as one memory. Offsets count
+/// from its start.
+#[derive(Debug)]
+struct Composite {
+    parts: Box<[Part]>,
+}
+
+impl Composite {
+    fn part(&self, offset: u64) -> Option<&Part> {
+        let at = self.parts.partition_point(|part| part.end <= offset);
+        self.parts.get(at).filter(|part| part.first <= offset)
+    }
+
+    fn each(
+        &self,
+        offset: u64,
+        own: &VolatileSlice<'_>,
+        copy: impl Fn(&dyn Memory, u64, &VolatileSlice<'_>) -> Result<(), MemoryFault>,
+    ) -> Result<(), MemoryFault> {
+        let mut done = 0;
+        while done < own.len() {
+            let at = offset.checked_add(done as u64).ok_or(MemoryFault)?;
+            let part = self.part(at).ok_or(MemoryFault)?;
+            let run = usize::try_from(part.end - at).unwrap_or(usize::MAX).min(own.len() - done);
+            let slice = own.subslice(done, run).map_err(|_| MemoryFault)?;
+            copy(&*part.memory, part.offset + (at - part.first), &slice)?;
+            done += run;
+        }
+        Ok(())
+    }
+}
+
+impl Memory for Composite {
+    fn slice(&self, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
+        let part = self.part(offset)?;
+        if offset.checked_add(len as u64)? > part.end {
+            return None;
+        }
+        part.memory.slice(part.offset + (offset - part.first), len)
+    }
+
+    fn read(&self, offset: u64, to: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
+        self.each(offset, to, |memory, at, slice| memory.read(at, slice))
+    }
+
+    fn write(&self, offset: u64, from: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
+        self.each(offset, from, |memory, at, slice| memory.write(at, slice))
+    }
+}

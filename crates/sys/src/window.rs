@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Device files: a memfd for each open device, its BARs mapped here and by the
+//! program.
+//!
+//! The memfd is sparse: a BAR of 256 GiB costs address space and nothing else.
+//! While accesses to memory are off the file ends below its BARs, so that the
+//! program's next access to a mapped BAR raises SIGBUS; the pages that hold
+//! data are kept aside and put back, lowest first, when the file grows again,
+//! so that no access sees a page before its contents are there.
+//!
+//! The program cannot add seals to the file (which would keep us from changing
+//! its size). It can truncate it; then it harms itself only: our mapping
+//! survives (see `mapping`) and is put right when memory is next turned on.
+#![deny(unsafe_code)]
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+
+use device::{DeviceFile, DeviceFiles, NoDeviceFile, RegionLayout, Window};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, fstat, ftruncate, memfd_create, seek};
+use rustix::io::Errno as Raw;
+use uapi::Errno;
+use vm_memory::VolatileSlice;
+
+use crate::file;
+use crate::mapping::Mapping;
+use crate::process::round_to_pages;
+
+/// BAR `n` lies `n << BAR_SHIFT` behind the first one.
+const BAR_SHIFT: u32 = 40;
+/// Contents are put aside in pieces of this size, so that they never exist twice.
+const PIECE: u64 = 2 << 20;
+
+/// Makes a memfd for each device that is opened.
+#[derive(Debug, Default)]
+pub struct MemfdFiles;
+
+impl MemfdFiles {
+    /// The memfd that a core device file is; `None` if it is of another kind.
+    #[must_use]
+    pub fn of(file: &Arc<dyn DeviceFile>) -> Option<Arc<Memfd>> {
+        let address = Arc::as_ptr(file).cast::<()>() as usize;
+        registry().get(&address)?.upgrade()
+    }
+}
+
+impl DeviceFiles for MemfdFiles {
+    fn create(&self, layout: &RegionLayout) -> Result<Arc<dyn DeviceFile>, NoDeviceFile> {
+        let memfd = Memfd::new(layout).map_err(|error| {
+            tracing::warn!(%error, "no file for a device");
+            NoDeviceFile
+        })?;
+        Ok(memfd)
+    }
+}
+
+type Registry = HashMap<usize, Weak<Memfd>>;
+
+fn registry() -> MutexGuard<'static, Registry> {
+    static REGISTRY: OnceLock<Mutex<Registry>> = OnceLock::new();
+    REGISTRY.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// The memfd of an open device.
+#[derive(Debug)]
+pub struct Memfd {
+    fd: Arc<OwnedFd>,
+    base: u64,
+    size: u64,
+    id: (u64, u64),
+    windows: [Option<Arc<BarWindow>>; 6],
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    accessible: bool,
+    /// Contents put aside: position and bytes, highest first.
+    saved: Vec<(u64, Box<[u8]>)>,
+}
+
+#[derive(Debug)]
+struct BarWindow {
+    mapping: Mapping,
+    len: usize,
+}
+
+impl Window for BarWindow {
+    fn slice(&self) -> VolatileSlice<'_> {
+        // `len` is at most the mapping's length, so there always is one.
+        self.mapping.slice(0, self.len).unwrap_or_else(|| VolatileSlice::from(&mut [][..]))
+    }
+}
+
+impl Memfd {
+    fn new(layout: &RegionLayout) -> Result<Arc<Memfd>, Errno> {
+        let raw = |e: Raw| Errno::from_raw(e.raw_os_error());
+        let fd = create().map_err(raw)?;
+        let mut size = layout.base;
+        for (bar, &len) in layout.mmap.iter().enumerate().filter(|(_, len)| **len != 0) {
+            let start = bar_start(layout.base, bar).ok_or(Errno::EFBIG)?;
+            let end = round_to_pages(len).and_then(|len| start.checked_add(len)).ok_or(Errno::EFBIG)?;
+            size = size.max(end);
+        }
+        ftruncate(&fd, size).map_err(raw)?;
+        let fd = Arc::new(fd);
+        let mut windows: [Option<Arc<BarWindow>>; 6] = Default::default();
+        for (bar, (window, &len)) in windows.iter_mut().zip(&layout.mmap).enumerate() {
+            if len != 0 {
+                *window = Some(Arc::new(BarWindow::new(&fd, layout.base, bar, len)?));
+            }
+        }
+        let stat = fstat(&*fd).map_err(raw)?;
+        file::register(stat.st_dev, stat.st_ino, &fd);
+        let memfd = Arc::new(Memfd {
+            fd,
+            base: layout.base,
+            size,
+            id: (stat.st_dev, stat.st_ino),
+            windows,
+            state: Mutex::new(State { accessible: true, saved: Vec::new() }),
+        });
+        registry().insert(Arc::as_ptr(&memfd) as usize, Arc::downgrade(&memfd));
+        Ok(memfd)
+    }
+
+    /// Device and inode number, as `stat` gives them: what tells a program's
+    /// descriptor or mapping of this file from others.
+    #[must_use]
+    pub fn id(&self) -> (u64, u64) {
+        self.id
+    }
+
+    /// A fresh open file description of the same file, for a program:
+    /// `flags` are those of `open` (`O_RDWR`, `O_NONBLOCK` …). Close-on-exec.
+    pub fn reopen(&self, flags: i32) -> Result<OwnedFd, Errno> {
+        let (write, others) = (flags & libc::O_ACCMODE != libc::O_RDONLY, flags & !libc::O_ACCMODE);
+        OpenOptions::new()
+            .read(flags & libc::O_ACCMODE != libc::O_WRONLY)
+            .write(write)
+            .custom_flags(others | libc::O_CLOEXEC)
+            .open(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
+            .map(OwnedFd::from)
+            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Puts the contents aside from the end down, and shortens the file by
+    /// each piece, so that it never needs twice the memory.
+    fn close(&self, saved: &mut Vec<(u64, Box<[u8]>)>) -> Result<(), Raw> {
+        for (start, end) in self.data()?.into_iter().rev() {
+            let mut stop = end;
+            while stop > start {
+                let from = stop.saturating_sub(PIECE).max(start);
+                let mut bytes = vec![0; usize::try_from(stop - from).unwrap_or(0)];
+                if self.file()?.read_exact_at(&mut bytes, from).is_ok() {
+                    saved.push((from, bytes.into()));
+                }
+                if end - start > PIECE {
+                    ftruncate(&*self.fd, from)?;
+                }
+                stop = from;
+            }
+        }
+        ftruncate(&*self.fd, self.base)
+    }
+
+    /// Ranges of the BARs that hold pages, ascending.
+    fn data(&self) -> Result<Vec<(u64, u64)>, Raw> {
+        let mut ranges = Vec::new();
+        let mut at = self.base;
+        while at < self.size {
+            let start = match seek(&*self.fd, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                // No data up to the end; or the program has shortened the file.
+                Err(Raw::NXIO) => break,
+                Err(e) => return Err(e),
+            };
+            let end = seek(&*self.fd, SeekFrom::Hole(start))?;
+            ranges.push((start, end));
+            at = end;
+        }
+        Ok(ranges)
+    }
+
+    fn open(&self, saved: &mut Vec<(u64, Box<[u8]>)>) -> Result<(), Raw> {
+        let file = self.file()?;
+        while let Some((at, bytes)) = saved.pop() {
+            // A failure (no memory) loses register contents, as the trace says.
+            if let Err(error) = file.write_all_at(&bytes, at) {
+                tracing::warn!(%error, at, "contents of a BAR are lost");
+            }
+        }
+        ftruncate(&*self.fd, self.size)?;
+        for window in self.windows.iter().flatten().filter(|window| window.mapping.is_broken()) {
+            // Failing leaves private pages: the program that truncated the
+            // file does not see the device, and nobody else is touched.
+            let _ = window.mapping.repair(self.fd.as_fd());
+        }
+        Ok(())
+    }
+
+    fn file(&self) -> Result<File, Raw> {
+        Ok(File::from(rustix::io::fcntl_dupfd_cloexec(&*self.fd, 0)?))
+    }
+}
+
+impl BarWindow {
+    fn new(fd: &OwnedFd, base: u64, bar: usize, len: u64) -> Result<BarWindow, Errno> {
+        let start = bar_start(base, bar).ok_or(Errno::EFBIG)?;
+        let whole = round_to_pages(len).and_then(|len| usize::try_from(len).ok()).ok_or(Errno::EFBIG)?;
+        let mapping = Mapping::new(fd.as_fd(), start, whole, true, crate::page_size())
+            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::ENOMEM)))?;
+        Ok(BarWindow { mapping, len: usize::try_from(len).unwrap_or(whole) })
+    }
+}
+
+impl AsFd for Memfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Memfd {
+    fn drop(&mut self) {
+        registry().remove(&(std::ptr::from_ref(self) as usize));
+    }
+}
+
+impl DeviceFile for Memfd {
+    fn window(&self, bar: usize) -> Option<Arc<dyn Window>> {
+        let window = self.windows.get(bar)?.as_ref()?;
+        Some(Arc::clone(window) as Arc<dyn Window>)
+    }
+
+    fn set_accessible(&self, on: bool) {
+        let mut state = self.state();
+        if state.accessible == on {
+            return;
+        }
+        state.accessible = on;
+        let mut saved = std::mem::take(&mut state.saved);
+        let done = if on { self.open(&mut saved) } else { self.close(&mut saved) };
+        if let Err(error) = done {
+            tracing::error!(%error, on, "a device's file cannot be changed");
+            if !on {
+                // The fence counts more than the contents.
+                let _ = ftruncate(&*self.fd, self.base);
+            }
+        }
+        state.saved = if on { Vec::new() } else { saved };
+    }
+}
+
+fn bar_start(base: u64, bar: usize) -> Option<u64> {
+    base.checked_add(u64::try_from(bar).ok()? << BAR_SHIFT)
+}
+
+fn create() -> Result<OwnedFd, Raw> {
+    // From 6.3 on a machine may insist on "not executable"; earlier kernels
+    // refuse the flag.
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = match memfd_create("vfio-device", flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Raw::INVAL) => memfd_create("vfio-device", flags)?,
+        made => made?,
+    };
+    fcntl_add_seals(&fd, SealFlags::SEAL)?;
+    Ok(fd)
+}
