@@ -17,7 +17,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::sync::{Mutex, MutexGuard, lock, try_lock, wait};
+use crate::sync::{Mutex, MutexGuard, lock, pass, try_lock, visit};
 use crate::table::Entry;
 use crate::{AddressSpace, FaultReason, Memory, Prot};
 
@@ -125,7 +125,7 @@ impl Port {
     /// Waits for the sessions open now; makes later ones forget all
     /// translations and the memories numbered in `dead`.
     pub(crate) fn fence(&self, dead: &[u32]) {
-        drop(lock(&self.space));
+        pass(&self.space);
         self.each(&mut |state| {
             state.flush();
             for number in dead {
@@ -139,7 +139,7 @@ impl Port {
     fn each(&self, change: &mut dyn FnMut(&mut State)) {
         let mut worker = Some(&self.first);
         while let Some(Worker { state, next }) = worker {
-            change(&mut wait(state));
+            visit(state, &mut *change);
             worker = next.get().map(|next| &**next);
         }
     }

@@ -37,15 +37,21 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     }
 }
 
-/// Locks what is expected to be free, or free within microseconds.
-pub(crate) fn wait<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Waits until whoever has the mutex, for a moment, has let go of it.
+pub(crate) fn pass<T>(mutex: &Mutex<T>) {
+    drop(lock(mutex));
+}
+
+/// Waits for whoever has the mutex, perhaps for microseconds, and changes what
+/// is in it.
+pub(crate) fn visit<T>(mutex: &Mutex<T>, change: impl FnOnce(&mut T)) {
     for round in 0..200 {
-        if let Some(guard) = try_lock(mutex) {
-            return guard;
+        if let Some(mut guard) = try_lock(mutex) {
+            return change(&mut guard);
         }
         pause(round);
     }
-    lock(mutex)
+    change(&mut lock(mutex));
 }
 
 /// Passes a moment of waiting number `round`.
