@@ -14,7 +14,7 @@ pub struct Clock {
 impl Clock {
     /// A clock that shows 0 now.
     #[must_use]
-    pub fn start() -> Clock {
+    pub fn new() -> Clock {
         Clock { start: Instant::now() }
     }
 
@@ -25,13 +25,19 @@ impl Clock {
     }
 }
 
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn time_does_not_go_back() {
-        let clock = Clock::start();
+        let clock = Clock::new();
         let first = clock.now();
         let copy = clock;
         assert!(copy.now() >= first);

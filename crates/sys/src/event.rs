@@ -12,29 +12,22 @@
 //! then hold up a thread.
 #![allow(unsafe_code)] // raw io_setup/io_submit: no safe wrapper has them
 
+use std::any::Any;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 
 use device::Event;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::{Errno as Raw, ReadWriteFlags, preadv2};
 use uapi::Errno;
 
 /// An eventfd.
 #[derive(Debug)]
 pub struct EventFd {
     fd: OwnedFd,
-}
-
-/// Live eventfds by address, so that the front door can get at the descriptor
-/// of an event that the core hands back to it.
-type Registry = HashMap<usize, Weak<EventFd>>;
-
-fn registry() -> MutexGuard<'static, Registry> {
-    static REGISTRY: OnceLock<Mutex<Registry>> = OnceLock::new();
-    REGISTRY.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl EventFd {
@@ -53,28 +46,27 @@ impl EventFd {
     }
 
     fn adopt(fd: OwnedFd) -> Arc<EventFd> {
-        let event = Arc::new(EventFd { fd });
-        registry().insert(Arc::as_ptr(&event) as usize, Arc::downgrade(&event));
-        event
+        Arc::new(EventFd { fd })
     }
 
     /// The eventfd that a core event is; `None` if it is of another kind.
     #[must_use]
     pub fn of(event: &Arc<dyn Event>) -> Option<Arc<EventFd>> {
-        let address = Arc::as_ptr(event).cast::<()>() as usize;
-        registry().get(&address)?.upgrade()
+        let any: Arc<dyn Any + Send + Sync> = event.clone();
+        any.downcast().ok()
     }
 
     /// Takes the counter: 0 if nothing was signalled. Never blocks.
     pub fn take(&self) -> u64 {
-        if !ready(self.fd.as_fd(), PollFlags::IN) {
-            return 0;
-        }
         let mut value = [0; 8];
-        match rustix::io::read(&self.fd, &mut value) {
-            Ok(8) => u64::from_ne_bytes(value),
-            _ => 0,
-        }
+        let mut parts = [IoSliceMut::new(&mut value)];
+        // u64::MAX: a descriptor without a position.
+        let got = match preadv2(&self.fd, &mut parts, u64::MAX, ReadWriteFlags::NOWAIT) {
+            // Linux before 5.8; somebody may take the counter in between.
+            Err(Raw::OPNOTSUPP) if ready(self.fd.as_fd(), PollFlags::IN) => rustix::io::read(&self.fd, &mut value),
+            got => got,
+        };
+        if got == Ok(8) { u64::from_ne_bytes(value) } else { 0 }
     }
 
     fn write_if_ready(&self) {
@@ -82,12 +74,6 @@ impl EventFd {
             // EAGAIN: somebody filled it in between. It is full, as it should be.
             let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
         }
-    }
-}
-
-impl Drop for EventFd {
-    fn drop(&mut self) {
-        registry().remove(&(std::ptr::from_ref(self) as usize));
     }
 }
 

@@ -133,6 +133,20 @@ impl Executor {
         gone.iter().for_each(|member| member.set_active(false));
     }
 
+    /// Takes in those of `endpoints` that are new and lets go of all others.
+    pub fn keep<'a>(&self, endpoints: impl IntoIterator<Item = &'a Arc<Endpoint>>) {
+        let mut new: Vec<Arc<Endpoint>> = endpoints.into_iter().cloned().collect();
+        let mut gone = Vec::new();
+        for member in lock(&self.shared.members).iter() {
+            match new.iter().position(|endpoint| Arc::ptr_eq(endpoint, &member.endpoint)) {
+                Some(at) => drop(new.swap_remove(at)),
+                None => gone.push(Arc::clone(&member.endpoint)),
+            }
+        }
+        gone.iter().for_each(|endpoint| self.remove(endpoint));
+        new.iter().for_each(|endpoint| self.add(endpoint));
+    }
+
     /// Whether a program has the endpoint open; endpoints say so themselves.
     pub fn set_active(&self, endpoint: &Arc<Endpoint>, on: bool) {
         if let Some(member) = self.member(endpoint) {

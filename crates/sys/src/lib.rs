@@ -5,16 +5,16 @@
 //!
 //! | module | for | real thing |
 //! |---|---|---|
-//! | [`event`] | [`device::Event`] | eventfds of programs |
+//! | [`event`], [`watch`] | [`device::Event`] | eventfds of programs |
 //! | [`process`] | [`iommu::Memory`] | the address space of a program |
 //! | [`pin`] | [`caller::Pinned`] | which memory a virtual address range is |
 //! | [`file`](mod@file) | [`iommu::Memory`] | files that programs map shared, mapped here as well |
 //! | [`window`] | [`device::DeviceFiles`] | a memfd for each open device |
 //! | [`disk`] | [`device::Disk`] | RAM, files, block devices |
 //! | [`executor`] | [`device::Wake`] | worker threads that give devices their turns |
-//! | [`clock`], [`random`], [`limits`] | [`caller::Platform`], [`caller::Caller`] | time, random bytes, a program's limits |
+//! | [`clock`], [`mod@random`], [`limits`] | [`caller::Platform`], [`caller::Caller`] | time, random bytes, a program's limits |
 //!
-//! Below them lie `mapping` (shared mappings that survive the truncation of
+//! [`signal`] ends this program as another one ended. Below them lie `mapping` (shared mappings that survive the truncation of
 //! their file) and `vma` (what is mapped at an address of a program).
 //!
 //! Not here: seccomp, namespaces and files of the pretend `/sys`; those belong
@@ -33,8 +33,20 @@ mod mapping;
 pub mod pin;
 pub mod process;
 pub mod random;
+pub mod signal;
 mod vma;
+pub mod watch;
 pub mod window;
+
+pub use clock::Clock;
+pub use disk::{FileDisk, OpenDiskError, Options as DiskOptions, RamDisk};
+pub use event::EventFd;
+pub use executor::Executor;
+pub use pin::Pinner;
+pub use process::Process;
+pub use random::bytes as random;
+pub use watch::Watches;
+pub use window::MemfdFiles;
 
 use uapi::Errno;
 

@@ -13,11 +13,11 @@
 //! survives (see `mapping`) and is put right when memory is next turned on.
 #![deny(unsafe_code)]
 
-use std::collections::HashMap;
+use std::any::Any;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use device::{DeviceFile, DeviceFiles, NoDeviceFile, RegionLayout, Window};
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, fstat, ftruncate, memfd_create, seek};
@@ -42,8 +42,8 @@ impl MemfdFiles {
     /// The memfd that a core device file is; `None` if it is of another kind.
     #[must_use]
     pub fn of(file: &Arc<dyn DeviceFile>) -> Option<Arc<Memfd>> {
-        let address = Arc::as_ptr(file).cast::<()>() as usize;
-        registry().get(&address)?.upgrade()
+        let any: Arc<dyn Any + Send + Sync> = file.clone();
+        any.downcast().ok()
     }
 }
 
@@ -55,13 +55,6 @@ impl DeviceFiles for MemfdFiles {
         })?;
         Ok(memfd)
     }
-}
-
-type Registry = HashMap<usize, Weak<Memfd>>;
-
-fn registry() -> MutexGuard<'static, Registry> {
-    static REGISTRY: OnceLock<Mutex<Registry>> = OnceLock::new();
-    REGISTRY.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// The memfd of an open device.
@@ -115,16 +108,14 @@ impl Memfd {
         }
         let stat = fstat(&*fd).map_err(raw)?;
         file::register(stat.st_dev, stat.st_ino, &fd);
-        let memfd = Arc::new(Memfd {
+        Ok(Arc::new(Memfd {
             fd,
             base: layout.base,
             size,
             id: (stat.st_dev, stat.st_ino),
             windows,
             state: Mutex::new(State { accessible: true, saved: Vec::new() }),
-        });
-        registry().insert(Arc::as_ptr(&memfd) as usize, Arc::downgrade(&memfd));
-        Ok(memfd)
+        }))
     }
 
     /// Device and inode number, as `stat` gives them: what tells a program's
@@ -224,12 +215,6 @@ impl BarWindow {
 impl AsFd for Memfd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-}
-
-impl Drop for Memfd {
-    fn drop(&mut self) {
-        registry().remove(&(std::ptr::from_ref(self) as usize));
     }
 }
 

@@ -39,12 +39,12 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenDiskError {
     /// It cannot be opened, or its size not be read or set.
-    #[error("cannot open disk file {path}")]
+    #[error("cannot open disk file {path}: {reason}")]
     Open {
         /// The file.
         path: PathBuf,
         /// The reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// It is no regular file and no block device.
     #[error("{path} is neither a regular file nor a block device")]
@@ -88,7 +88,7 @@ impl FileDisk {
     /// Opens or makes the file at `path`, and locks it (`flock`) until dropped.
     pub fn open(path: &Path, options: Options) -> Result<FileDisk, OpenDiskError> {
         let at = || path.to_path_buf();
-        let failed = |source: io::Error| OpenDiskError::Open { path: at(), source };
+        let failed = |reason: io::Error| OpenDiskError::Open { path: at(), reason };
         // A FIFO would wait for its other end.
         let kind = std::fs::metadata(path).map(|m| m.file_type());
         if kind.as_ref().is_ok_and(|kind| !kind.is_file() && !kind.is_block_device()) {
