@@ -34,13 +34,8 @@ pub(crate) struct ClientMemory {
 impl ClientMemory {
     /// Maps `len` bytes at `addr`, which are multiples of 4096.
     pub(crate) fn map(&self, addr: u64, len: u64, writable: bool) {
-        assert!(addr % PAGE == 0 && len % PAGE == 0);
+        assert!(addr.is_multiple_of(PAGE) && len.is_multiple_of(PAGE));
         self.areas.lock().unwrap().insert(addr, (len, writable));
-    }
-
-    /// Takes an area away again.
-    pub(crate) fn unmap(&self, addr: u64) {
-        self.areas.lock().unwrap().remove(&addr);
     }
 
     /// Whether the program could do this access.

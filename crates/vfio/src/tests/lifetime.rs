@@ -73,6 +73,23 @@ fn open_devices_keep_the_container() {
     assert_eq!(lab.ioctl(container, SET_IOMMU, 3), Err(Errno::EINVAL));
 }
 
+/// API-052: the new file takes reads, writes, maps and requests.
+#[test]
+fn what_the_descriptor_is() {
+    let mut lab = lab();
+    let (_, group) = open(&mut lab);
+    let device = lab.get_device_fd(group, FIRST).unwrap();
+    let buf = lab.client.room(64);
+    let (vfio, mut cx) = lab.parts();
+    let (bar, config) = (uapi::region::offset(0, 0), uapi::region::offset(0, 7));
+    assert_eq!(vfio.read(device, config, buf, 4, &mut cx), Ok(4));
+    assert_eq!(vfio.write(device, config + 4, buf, 2, &mut cx), Ok(2));
+    assert_eq!(vfio.mmap(device, bar, 0x4000, true, cx.board), Ok(()));
+    assert_eq!(lab.client.get::<u32>(buf), 0x5678_1234);
+    assert_eq!(lab.ioctl(device, 0x3b6b, 8), Err(Errno::EFAULT), "GET_INFO");
+    assert_eq!(lab.ioctl(device, 0x3b64, 0), Err(Errno::ENOTTY));
+}
+
 /// API-053: every descriptor is of the same device; the last one closes it.
 #[test]
 fn device_opened_twice() {

@@ -53,15 +53,15 @@ impl Type1 {
             None => 0,
             Some(last) if flags.contains(UnmapFlags::VADDR) => self.invalidate(unmap.iova, last)?,
             Some(last) => {
-                if let Some(bitmap) = bitmap {
-                    if let Err(Unwritten { before }) = self.report(unmap.iova, last, bitmap.data, caller) {
-                        // What was reported is gone, as each mapping goes when
-                        // its bits are out.
-                        if before > unmap.iova {
-                            self.remove(unmap.iova, before - 1, locked);
-                        }
-                        return Err(Errno::EFAULT);
+                if let Some(bitmap) = bitmap
+                    && let Err(Unwritten { before }) = self.report(unmap.iova, last, bitmap.data, caller)
+                {
+                    // What was reported is gone, as each mapping goes when its
+                    // bits are out.
+                    if before > unmap.iova {
+                        self.remove(unmap.iova, before - 1, locked);
                     }
+                    return Err(Errno::EFAULT);
                 }
                 self.remove(unmap.iova, last, locked)
             }
