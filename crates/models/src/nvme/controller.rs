@@ -16,7 +16,7 @@ use super::namespace::Namespace;
 use super::prp::Run;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::registers::DOORBELLS;
-use super::spec::{Aqa, AsyncEvent, Cap, Cc, Command, Completion, Csts, Shutdown, Status, doorbell};
+use super::spec::{Aqa, AsyncEvent, Cap, Cc, Command, Completion, Csts, Shutdown, Status};
 
 /// Largest number of entries of a queue.
 const MAX_ENTRIES: u16 = 4096;
@@ -66,17 +66,19 @@ pub struct Controller {
 
     // What follows is worked out from the above, or only speeds it up.
     /// Ids of the I/O submission queues.
-    io_queues: Vec<u16>,
-    /// Doorbells of queues that exist.
-    pub(super) live_doorbells: Vec<usize>,
-    /// The doorbell looked at last, besides those.
+    pub(super) io_queues: Vec<u16>,
+    /// Indexes of the completion queues' doorbells.
+    pub(super) cq_doorbells: Vec<usize>,
+    /// The doorbell looked at last in the rotation through all of them.
     pub(super) probe: usize,
     /// Completion queues that may have something to post, a bit each.
     pub(super) touched: u128,
-    /// The I/O queue to begin with, as an index of `io_queues`.
-    next_queue: usize,
+    /// Submission queues that may have commands to be taken, likewise.
+    pub(super) waiting: u128,
+    /// Id of the I/O queue to begin with.
+    next_queue: u32,
     /// Level of the pin, and whether it has to be worked out again.
-    pin: bool,
+    pub(super) pin: bool,
     pub(super) pin_changed: bool,
     /// A DMA was held back because bus mastering is off.
     held: bool,
@@ -89,6 +91,12 @@ struct Budget {
     commands: usize,
     bytes: u64,
     since_post: u64,
+}
+
+impl Budget {
+    fn is_spent(&self) -> bool {
+        self.commands == 0 || self.bytes == 0
+    }
 }
 
 impl Controller {
@@ -121,9 +129,10 @@ impl Controller {
             events: Events::default(),
             logs: Logs::new(),
             io_queues: Vec::new(),
-            live_doorbells: Vec::new(),
+            cq_doorbells: Vec::new(),
             probe: 0,
             touched: 0,
+            waiting: 0,
             next_queue: 0,
             pin: false,
             pin_changed: false,
@@ -150,10 +159,7 @@ impl Controller {
     /// Queues have come or gone.
     pub(super) fn list_queues(&mut self) {
         self.io_queues = self.sqs.iter().skip(1).flatten().map(|queue| queue.id).collect();
-        let index = |offset: u64| ((offset - doorbell::BASE) / 4) as usize;
-        let sqs = self.sqs.iter().flatten().map(|queue| index(doorbell::submission(queue.id)));
-        let cqs = self.cqs.iter().flatten().map(|queue| index(doorbell::completion(queue.id)));
-        self.live_doorbells = sqs.chain(cqs).collect();
+        self.cq_doorbells = self.cqs.iter().flatten().map(|queue| 2 * usize::from(queue.id) + 1).collect();
         self.pin_changed = true;
     }
 
@@ -210,6 +216,7 @@ impl Controller {
         self.features = Features::new(io.now);
         self.events = Events::default();
         self.touched = 0;
+        self.waiting = 0;
         self.next_queue = 0;
         self.held = false;
         self.set_mask(io, 0);
@@ -283,19 +290,17 @@ impl Controller {
         }
         self.held = false;
         let mut budget = Budget { commands: TURN_COMMANDS, bytes: TURN_BYTES, since_post: 0 };
-        let mut progress = self.run_queue(io, 0, &mut budget);
-        let count = self.io_queues.len();
-        for i in 0..count {
-            if budget.commands == 0 || budget.bytes == 0 {
-                break;
-            }
-            let at = (self.next_queue + i) % count;
-            let Some(id) = self.io_queues.get(at).copied() else { break };
-            if self.run_queue(io, id, &mut budget) {
-                progress = true;
-                // The last one served is the last one next time.
-                if budget.commands == 0 || budget.bytes == 0 || i + 1 == count {
-                    self.next_queue = (at + 1) % count;
+        let mut progress = self.waiting & 1 != 0 && self.run_queue(io, 0, &mut budget);
+        // Round robin (4.13.1): from the queue after the last one served.
+        let from = u128::MAX << self.next_queue;
+        let io_queues = self.waiting & !1;
+        for mut left in [io_queues & from, io_queues & !from] {
+            while left != 0 && !budget.is_spent() {
+                let id = left.trailing_zeros() as u16;
+                left &= left - 1;
+                if self.run_queue(io, id, &mut budget) {
+                    progress = true;
+                    self.next_queue = u32::from(id + 1);
                 }
             }
         }
@@ -314,10 +319,13 @@ impl Controller {
 
     /// Executes a burst of commands of one queue; whether there were any.
     fn run_queue(&mut self, io: &mut Io<'_>, id: u16, budget: &mut Budget) -> bool {
-        let Some(Some(sq)) = self.sqs.get(usize::from(id)) else { return false };
-        if sq.waiting() == 0 || !self.is_running() {
+        if !self.is_running() {
             return false;
         }
+        let Some(sq) = self.sqs.get(usize::from(id)).and_then(Option::as_ref).filter(|sq| sq.waiting() > 0) else {
+            self.waiting &= !(1 << id);
+            return false;
+        };
         let Some(Some(cq)) = self.cqs.get(usize::from(sq.cq)) else { return false };
         // A command begins only if its completion has a place.
         let count = BURST.min(budget.commands).min(cq.room() as usize);
@@ -405,7 +413,7 @@ impl Controller {
             let Some(cq) = self.cq(id).filter(|cq| cq.can_post()) else { continue };
             let vector = cq.vector;
             match cq.post(&mut io.dma.session()) {
-                Ok(_) => {
+                Ok(()) => {
                     progress = true;
                     self.pin_changed = true;
                     if let Some(vector) = vector {
@@ -478,7 +486,7 @@ impl Device for Controller {
     }
 
     fn turn(&mut self, io: &mut Io<'_>) -> Turn {
-        self.scan(io);
+        self.scan_quickly(io);
         let turn = self.work(io);
         self.drive_pin(io);
         turn

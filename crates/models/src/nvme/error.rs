@@ -34,6 +34,8 @@ impl From<Status> for Error {
 
 /// The errno of a full medium.
 const ENOSPC: i32 = 28;
+/// The errno of a medium that may not be written.
+const EROFS: i32 = 30;
 
 impl Error {
     /// The status of the completion.
@@ -45,12 +47,13 @@ impl Error {
             Error::Read(DiskError::OutOfRange) | Error::Write(DiskError::OutOfRange) => Status::LBA_OUT_OF_RANGE,
             Error::Read(DiskError::Medium(_)) => Status::UNRECOVERED_READ_ERROR,
             Error::Write(DiskError::Medium(ENOSPC)) => Status::CAPACITY_EXCEEDED,
+            Error::Write(DiskError::Medium(EROFS)) => Status::WRITE_PROTECTED,
             Error::Write(DiskError::Medium(_)) => Status::WRITE_FAULT,
         }
     }
 
     /// Whether the medium is to blame (a SMART media error).
     pub(crate) fn is_medium(&self) -> bool {
-        matches!(self, Error::Read(DiskError::Medium(_)) | Error::Write(DiskError::Medium(_)))
+        matches!(self.status(), Status::UNRECOVERED_READ_ERROR | Status::WRITE_FAULT)
     }
 }

@@ -137,37 +137,32 @@ impl CompletionQueue {
         self.pending.retain(|completion| completion.sq_id.get() != sq);
     }
 
-    /// Posts what waits, as far as there is room; returns how many entries.
-    pub(crate) fn post(&mut self, session: &mut Session<'_>) -> Result<u32, DmaFault> {
-        let mut posted = 0;
+    /// Posts what waits, as far as there is room.
+    pub(crate) fn post(&mut self, session: &mut Session<'_>) -> Result<(), DmaFault> {
+        let mut chunk = [Completion::default(); CHUNK];
         loop {
             let room = self.entries - 1 - self.used();
-            let run = room.min(self.entries - self.tail).min(self.pending.len() as u32);
-            if run == 0 {
-                return Ok(posted);
+            let run = room.min(self.entries - self.tail).min(CHUNK as u32);
+            let mut count = 0;
+            for (entry, completion) in chunk.iter_mut().take(run as usize).zip(&self.pending) {
+                *entry = *completion;
+                entry.status.set(entry.status.get() & !1 | u16::from(self.phase));
+                count += 1;
             }
-            let phase = self.phase;
-            let entries: Vec<Completion> = self
-                .pending
-                .iter()
-                .take(run as usize)
-                .map(|completion| {
-                    let mut entry = *completion;
-                    entry.status.set(entry.status.get() & !1 | u16::from(phase));
-                    entry
-                })
-                .collect();
-            store(session, at(self.base, self.tail, Completion::SIZE), &entries)?;
-            self.pending.drain(..run as usize);
-            self.tail += run;
+            let Some(entries) = chunk.get(..count).filter(|entries| !entries.is_empty()) else { return Ok(()) };
+            store(session, at(self.base, self.tail, Completion::SIZE), entries)?;
+            self.pending.drain(..count);
+            self.tail += count as u32;
             if self.tail == self.entries {
                 self.tail = 0;
                 self.phase = !self.phase;
             }
-            posted += run;
         }
     }
 }
+
+/// Completions posted in one go.
+const CHUNK: usize = 32;
 
 /// Entries from `from` forward to `to`.
 fn distance(from: u32, to: u32, entries: u32) -> u32 {

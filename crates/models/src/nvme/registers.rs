@@ -67,8 +67,39 @@ impl Controller {
         // CC first: a driver stores it last, so what it goes with is there.
         let Some(cc) = pages.load(Register::Cc.raw().into()) else { return };
         for register in SETTINGS {
-            self.scan_word(io, pages, register.raw().into(), register);
+            let offset = register.raw().into();
+            if let Some(value) = pages.load(offset).filter(|value| *value != self.register(register)) {
+                self.store_register(io, register, value);
+                pages.replace(offset, value, self.register(register));
+            }
         }
+        for register in READ_ONLY {
+            let offset = register.raw().into();
+            if let Some(seen) = pages.load(offset) {
+                pages.replace(offset, seen, self.register(register));
+            }
+        }
+        self.scan_mask(io, pages);
+        if cc != self.cc.0 {
+            self.store_register(io, Register::Cc, cc);
+            pages.replace(Register::Cc.raw().into(), cc, self.cc.0);
+        }
+        self.scan_doorbells(pages);
+    }
+
+    /// The same at the beginning of a turn. While the controller runs, only
+    /// what matters then is looked at; the rest is due now and then.
+    pub(super) fn scan_quickly(&mut self, io: &mut Io<'_>) {
+        let pages = Pages::of(io);
+        let cc = pages.load(Register::Cc.raw().into());
+        if self.probe == 0 || !self.csts.contains(Csts::RDY) || cc != Some(self.cc.0) {
+            return self.scan(io);
+        }
+        self.scan_mask(io, pages);
+        self.scan_doorbells(pages);
+    }
+
+    fn scan_mask(&mut self, io: &mut Io<'_>, pages: Pages<'_>) {
         let set = Register::Intms.raw().into();
         if let Some(value) = pages.load(set).filter(|value| *value != self.mask) {
             self.store_register(io, Register::Intms, value);
@@ -79,34 +110,24 @@ impl Controller {
             pages.replace(clear, value, 0);
             self.store_register(io, Register::Intmc, value);
         }
-        if cc != self.cc.0 {
-            self.store_register(io, Register::Cc, cc);
-            pages.replace(Register::Cc.raw().into(), cc, self.cc.0);
-        }
-        for register in READ_ONLY {
-            let (offset, value) = (register.raw().into(), self.register(register));
-            if let Some(seen) = pages.load(offset) {
-                pages.replace(offset, seen, value);
-            }
-        }
-        if self.csts.contains(Csts::RDY) {
-            self.scan_doorbells(pages);
-        }
-    }
-
-    fn scan_word(&mut self, io: &mut Io<'_>, pages: Pages<'_>, offset: u64, register: Register) {
-        if let Some(value) = pages.load(offset).filter(|value| *value != self.register(register)) {
-            self.store_register(io, register, value);
-            pages.replace(offset, value, self.register(register));
-        }
     }
 
     fn scan_doorbells(&mut self, pages: Pages<'_>) {
-        for i in 0..self.live_doorbells.len() {
-            let Some(index) = self.live_doorbells.get(i).copied() else { break };
-            self.scan_doorbell(pages, index);
+        if !self.csts.contains(Csts::RDY) {
+            return;
         }
-        // One of all others a turn, in rotation: they matter to broken drivers only.
+        for i in 0..self.io_queues.len() + 1 {
+            let id = i.checked_sub(1).and_then(|i| self.io_queues.get(i)).copied().unwrap_or(0);
+            self.scan_doorbell(pages, 2 * usize::from(id));
+        }
+        // Heads matter while there is something to post or the pin is asserted.
+        if self.pin || self.waiting != 0 || self.touched != 0 {
+            for i in 0..self.cq_doorbells.len() {
+                let Some(index) = self.cq_doorbells.get(i).copied() else { break };
+                self.scan_doorbell(pages, index);
+            }
+        }
+        // One of all, in rotation: a store to a doorbell of no queue is found too.
         self.probe = (self.probe + 1) % DOORBELLS;
         self.scan_doorbell(pages, self.probe);
     }
@@ -174,7 +195,9 @@ impl Controller {
         };
         match taken {
             Some(Ok(())) => {
-                if index % 2 == 1 {
+                if index % 2 == 0 {
+                    self.waiting |= 1 << id;
+                } else {
                     self.touched |= 1 << id;
                     self.pin_changed = true;
                 }

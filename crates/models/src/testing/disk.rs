@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A disk in ordinary memory, which can be told to fail.
+//! A disk in memory, which can be told to fail.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use device::{Disk, DiskError};
 use iommu::Segment;
-use vm_memory::VolatileSlice;
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
-/// A disk that keeps its bytes in a vector.
+use super::memory::region;
+
+/// A disk that keeps its bytes in memory, on a page.
 #[derive(Debug)]
 pub struct MemoryDisk {
     state: Mutex<State>,
@@ -16,7 +19,7 @@ pub struct MemoryDisk {
 
 #[derive(Debug)]
 struct State {
-    bytes: Vec<u8>,
+    bytes: MmapRegion,
     calls: DiskCalls,
     failure: Option<DiskError>,
 }
@@ -41,7 +44,7 @@ impl MemoryDisk {
     #[must_use]
     pub fn new(len: usize) -> Arc<MemoryDisk> {
         Arc::new(MemoryDisk {
-            state: Mutex::new(State { bytes: vec![0; len], calls: DiskCalls::default(), failure: None }),
+            state: Mutex::new(State { bytes: region(len), calls: DiskCalls::default(), failure: None }),
         })
     }
 
@@ -62,12 +65,14 @@ impl MemoryDisk {
     /// A copy of some bytes. Panics outside the disk.
     #[must_use]
     pub fn get(&self, range: Range<usize>) -> Vec<u8> {
-        self.lock().bytes[range].to_vec()
+        let mut bytes = vec![0; range.len()];
+        self.lock().bytes.as_volatile_slice().read_slice(&mut bytes, range.start).unwrap_or_else(|e| panic!("{e}"));
+        bytes
     }
 
     /// Changes some bytes. Panics outside the disk.
     pub fn set(&self, offset: usize, from: &[u8]) {
-        self.lock().bytes[offset..offset + from.len()].copy_from_slice(from);
+        self.lock().bytes.as_volatile_slice().write_slice(from, offset).unwrap_or_else(|e| panic!("{e}"));
     }
 
     fn part(
@@ -75,7 +80,7 @@ impl MemoryDisk {
         offset: u64,
         len: u64,
         count: fn(&mut DiskCalls) -> &mut u64,
-        act: impl FnOnce(&mut [u8]) -> Result<(), DiskError>,
+        act: impl FnOnce(VolatileSlice<'_>) -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
         let mut state = self.lock();
         *count(&mut state.calls) += 1;
@@ -83,32 +88,27 @@ impl MemoryDisk {
             return Err(failure);
         }
         let start = usize::try_from(offset).map_err(|_| DiskError::OutOfRange)?;
-        let end = usize::try_from(len).ok().and_then(|len| start.checked_add(len)).ok_or(DiskError::OutOfRange)?;
-        act(state.bytes.get_mut(start..end).ok_or(DiskError::OutOfRange)?)
+        let len = usize::try_from(len).map_err(|_| DiskError::OutOfRange)?;
+        act(state.bytes.get_slice(start, len).map_err(|_| DiskError::OutOfRange)?)
     }
+}
+
+fn zero(bytes: &VolatileSlice<'_>) -> Result<(), DiskError> {
+    bytes.copy_from(&vec![0_u8; bytes.len()]);
+    Ok(())
 }
 
 impl Disk for MemoryDisk {
     fn len(&self) -> u64 {
-        self.lock().bytes.len() as u64
+        self.lock().bytes.size() as u64
     }
 
     fn read(&self, offset: u64, to: &Segment<'_>) -> Result<(), DiskError> {
-        self.part(
-            offset,
-            to.len() as u64,
-            |calls| &mut calls.reads,
-            |bytes| Ok(to.copy_from(&VolatileSlice::from(bytes))?),
-        )
+        self.part(offset, to.len() as u64, |calls| &mut calls.reads, |bytes| Ok(to.copy_from(&bytes)?))
     }
 
     fn write(&self, offset: u64, from: &Segment<'_>) -> Result<(), DiskError> {
-        self.part(
-            offset,
-            from.len() as u64,
-            |calls| &mut calls.writes,
-            |bytes| Ok(from.copy_to(&VolatileSlice::from(bytes))?),
-        )
+        self.part(offset, from.len() as u64, |calls| &mut calls.writes, |bytes| Ok(from.copy_to(&bytes)?))
     }
 
     fn flush(&self) -> Result<(), DiskError> {
@@ -116,26 +116,10 @@ impl Disk for MemoryDisk {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.part(
-            offset,
-            len,
-            |calls| &mut calls.zeroes,
-            |bytes| {
-                bytes.fill(0);
-                Ok(())
-            },
-        )
+        self.part(offset, len, |calls| &mut calls.zeroes, |bytes| zero(&bytes))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.part(
-            offset,
-            len,
-            |calls| &mut calls.discards,
-            |bytes| {
-                bytes.fill(0);
-                Ok(())
-            },
-        )
+        self.part(offset, len, |calls| &mut calls.discards, |bytes| zero(&bytes))
     }
 }

@@ -9,7 +9,7 @@ use iommu::{Memory, MemoryFault};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
-fn region(size: usize) -> MmapRegion {
+pub(super) fn region(size: usize) -> MmapRegion {
     MmapRegion::new(size).unwrap_or_else(|error| panic!("{size} bytes of test memory: {error}"))
 }
 

@@ -43,6 +43,8 @@ statuses! {
     COMMAND_SEQUENCE_ERROR = 0x00c, "Command Sequence Error";
     /// A PRP entry's offset is not allowed.
     INVALID_PRP_OFFSET = 0x013, "PRP Offset Invalid";
+    /// The namespace may not be written.
+    WRITE_PROTECTED = 0x020, "Namespace is Write Protected";
     /// Blocks beyond the end of the namespace.
     LBA_OUT_OF_RANGE = 0x080, "LBA Out of Range";
     /// No room in the medium.
