@@ -357,6 +357,8 @@ impl Files {
                 return Ok(None);
             }
         }
+        // It may be shorter than it was.
+        file.size.store(0, Ordering::Relaxed);
         file.check_size(end)?;
         match file.window(offset, len) {
             Some(window) => {
