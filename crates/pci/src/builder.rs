@@ -33,8 +33,8 @@ impl FabricBuilder {
         FabricBuilder::default()
     }
 
-    /// Adds a root bus: another root complex, or a segment. Bus 0 of a segment
-    /// that is named anywhere is there without it.
+    /// Adds a root bus: another root complex. Root buses that a [`Place`] names,
+    /// and bus 0 of a segment where an address needs it, are there without it.
     pub fn root_bus(&mut self, segment: u16, bus: u8) -> &mut FabricBuilder {
         self.roots.insert((segment, bus));
         self

@@ -89,7 +89,7 @@ impl Plan {
         let wanted: BTreeSet<Address> =
             self.items.iter().filter_map(|i| if let Place::At(a) = i.place { Some(a) } else { None }).collect();
         for address in &wanted {
-            if !self.roots.range((address.segment, 0)..=(address.segment, 255)).any(|_| true) {
+            if self.roots.range((address.segment, 0)..=(address.segment, address.bus)).next().is_none() {
                 self.roots.insert((address.segment, 0));
             }
         }

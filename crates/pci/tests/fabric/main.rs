@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The fabric from outside: what a lab describes and what the pretend kernel
+//! then finds.
+#![allow(clippy::unwrap_used)] // in a test an unwrap is an assertion
+
+mod build;
+mod common;
+mod config;
+mod groups;
+mod lspci;
+mod properties;
+mod reset;
+mod save;
+mod sriov;
