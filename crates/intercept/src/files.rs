@@ -12,7 +12,7 @@
 //! lock also says whether a file is still open, however inotify merged its
 //! events.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -37,6 +37,7 @@ pub(crate) struct Files {
     inotify: OwnedFd,
     inodes: HashMap<InodeId, Inode>,
     watches: HashMap<i32, InodeId>,
+    open: HashSet<FileId>,
     /// Inodes on which something was closed whose lock was not gone yet:
     /// Linux queues the event a moment before it drops the lock.
     settling: Vec<InodeId>,
@@ -54,7 +55,13 @@ impl Files {
     /// No open files.
     pub(crate) fn new() -> Result<Files, Errno> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        Ok(Files { inotify, inodes: HashMap::new(), watches: HashMap::new(), settling: Vec::new() })
+        Ok(Files {
+            inotify,
+            inodes: HashMap::new(),
+            watches: HashMap::new(),
+            open: HashSet::new(),
+            settling: Vec::new(),
+        })
     }
 
     /// Becomes readable when something was closed.
@@ -76,16 +83,19 @@ impl Files {
         match self.inodes.get_mut(&id) {
             Some(inode) => inode.files.push(file),
             None => {
-                let watch = inotify::add_watch(
-                    &self.inotify,
-                    &path,
-                    WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE,
-                )?;
+                let watch =
+                    inotify::add_watch(&self.inotify, &path, WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE)?;
                 self.watches.insert(watch, id);
                 self.inodes.insert(id, Inode { watch, own, files: vec![file] });
             }
         }
+        self.open.insert(file);
         Ok(description)
+    }
+
+    /// Whether a file is not closed yet, as far as events have been taken.
+    pub(crate) fn is_open(&self, file: FileId) -> bool {
+        self.open.contains(&file)
     }
 
     /// Whether the inode is one of ours.
@@ -153,6 +163,9 @@ impl Files {
             } else if closed.len() == before && !all {
                 self.settling.push(id);
             }
+        }
+        for file in &closed {
+            self.open.remove(file);
         }
         closed
     }
@@ -279,10 +292,7 @@ mod tests {
         assert!(files.take_closed().is_empty());
         // SAFETY: the mapping made above.
         #[allow(unsafe_code)]
-        unsafe {
-            rustix::mm::munmap(map, 4096)
-        }
-        .unwrap();
+        unsafe { rustix::mm::munmap(map, 4096) }.unwrap();
         assert_eq!(files.take_closed(), [FileId(3)]);
     }
 }

@@ -61,11 +61,7 @@ pub(crate) fn assemble(choice: Choice) -> Vec<sock_filter> {
     );
     // A negative offset is the kernel's to refuse.
     let by_offset = |arg| {
-        Block::default()
-            .load_high(arg)
-            .if_at_least(0x8000_0000, ALLOW)
-            .if_at_least(REGION_HIGH, NOTIFY)
-            .ret(ALLOW)
+        Block::default().load_high(arg).if_at_least(0x8000_0000, ALLOW).if_at_least(REGION_HIGH, NOTIFY).ret(ALLOW)
     };
     for nr in [
         libc::SYS_pread64,
@@ -78,7 +74,9 @@ pub(crate) fn assemble(choice: Choice) -> Vec<sock_filter> {
         filter.call(nr, by_offset(3));
     }
     filter.call(libc::SYS_mmap, by_offset(5));
-    filter.call(libc::SYS_fallocate, by_offset(2));
+    // The memfd behind a device must keep its size and pages.
+    filter.call(libc::SYS_fallocate, notify());
+    filter.call(libc::SYS_ftruncate, notify());
 
     let open = |flags| {
         if choice.paths {
@@ -126,13 +124,8 @@ pub(crate) fn assemble(choice: Choice) -> Vec<sock_filter> {
 fn path_calls(filter: &mut Assembler) {
     let notify = || Block::default().ret(NOTIFY);
     // With AT_EMPTY_PATH it is `fstat`, which needs no redirection.
-    let unless_empty = |flags| {
-        Block::default()
-            .load_low(flags)
-            .and(libc::AT_EMPTY_PATH as u32)
-            .if_not_equal(0, ALLOW)
-            .ret(NOTIFY)
-    };
+    let unless_empty =
+        |flags| Block::default().load_low(flags).and(libc::AT_EMPTY_PATH as u32).if_not_equal(0, ALLOW).ret(NOTIFY);
     filter.call(libc::SYS_newfstatat, unless_empty(3));
     filter.call(libc::SYS_statx, unless_empty(2));
     for nr in [

@@ -3,24 +3,37 @@
 //! filter with user notification and answers its calls.
 
 mod bpf;
+mod calls;
+mod child;
 mod error;
+mod events;
+mod farm;
 mod files;
 mod filter;
+mod identity;
 mod kernel;
+mod launch;
 mod listener;
+mod mounts;
+mod opens;
 mod options;
+mod paths;
+mod processes;
+mod program;
+mod resolve;
+mod run;
+mod scratch;
+mod side;
+mod signals;
+mod state;
+mod supervisor;
+mod thread;
+mod trace;
 mod waker;
-
-use std::process::ExitStatus;
 
 pub use error::Error;
 pub use kernel::{Entry, FileKind, Kernel, NODE_DEVICE, Node, Tree};
 pub use options::{Isolation, Options};
+pub use run::run;
+pub use signals::exit_like;
 pub use waker::Waker;
-
-/// Runs a program in front of `kernel` and returns when it and all its
-/// descendants are gone, with the status of the program itself.
-pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Error> {
-    let _ = (options, kernel);
-    Err(Error::Nested)
-}

@@ -19,6 +19,30 @@ pub enum Isolation {
     Paths,
 }
 
+impl Isolation {
+    /// The name that the command line has for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Isolation::Auto => "auto",
+            Isolation::Namespaces => "namespaces",
+            Isolation::Userns => "userns",
+            Isolation::Paths => "paths",
+        }
+    }
+}
+
+impl std::str::FromStr for Isolation {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Isolation, String> {
+        [Isolation::Auto, Isolation::Namespaces, Isolation::Userns, Isolation::Paths]
+            .into_iter()
+            .find(|isolation| isolation.name() == name)
+            .ok_or_else(|| format!("'{name}' is none of auto, namespaces, userns, paths"))
+    }
+}
+
 /// What to run and how.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Decodes the program's calls on open files, has the kernel answer them, and
+//! encodes the answers.
+
+use std::os::fd::OwnedFd;
+
+use caller::{Caller, FileId, Reply};
+use uapi::{Errno, region};
+
+use crate::filter::{KVM_SET_DEVICE_ATTR, TYPE_VHOST};
+use crate::identity::{self, Identity};
+use crate::listener::{Listener, Notification, to_core};
+use crate::processes::Known;
+use crate::state::State;
+use crate::thread::Thread;
+use crate::{FileKind, Node};
+
+/// How a call is to be answered.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// With a value or an error.
+    Done(Result<u64, Errno>),
+    /// The real kernel does it.
+    GoOn,
+    /// The answer has been given.
+    Answered,
+    /// With a new descriptor.
+    NewFd {
+        /// The description.
+        fd: OwnedFd,
+        /// Whether it is closed by `execve`.
+        cloexec: bool,
+        /// What the number will mean; `None`: none of our files.
+        known: Option<Known>,
+    },
+}
+
+impl From<Errno> for Outcome {
+    fn from(errno: Errno) -> Outcome {
+        Outcome::Done(Err(errno))
+    }
+}
+
+/// Makes a [`Thread`] of disjoint parts of the state.
+macro_rules! thread {
+    ($state:ident, $process:expr, $tid:expr) => {
+        Thread {
+            tid: $tid,
+            process: &*$process,
+            files: &$state.files,
+            events: &$state.events,
+            pinner: &$state.pinner,
+            tree: $state.farm.tree(),
+        }
+    };
+}
+pub(crate) use thread;
+
+/// Most bytes that Linux moves in one `read` or `write`.
+const MAX_RW: u64 = 0x7fff_f000;
+/// Most buffers of one vectored call.
+const MAX_IOV: u64 = 1024;
+
+impl State {
+    /// Answers `ioctl`.
+    pub(crate) fn ioctl(&mut self, n: &Notification, listener: &Listener) -> Result<Outcome, Errno> {
+        let [fd, request, arg, ..] = n.args;
+        let (fd, request) = (fd as i32, request as u32);
+        if request == KVM_SET_DEVICE_ATTR {
+            return self.kvm_device_attr(n, listener, fd, arg);
+        }
+        let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+        let known = process
+            .known(fd)
+            .filter(|known| !is_stateless(request) && belongs(known.kind, request) && self.files.is_open(known.file));
+        let file = match known {
+            Some(known) => known.file,
+            None => match self.look(n, listener, fd)? {
+                Some(known) => known.file,
+                None => return Ok(Outcome::GoOn),
+            },
+        };
+        let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+        let thread = thread!(self, process, n.tid);
+        match self.kernel.ioctl(file, request, arg, &thread)? {
+            Reply::Value(value) => Ok(Outcome::Done(Ok(value))),
+            Reply::NewFile(file) => {
+                let (fd, kind) = self.describe(file)?;
+                Ok(Outcome::NewFd { fd, cloexec: true, known: Some(Known { file, kind, device: None }) })
+            }
+        }
+    }
+
+    /// Finds out what `fd` is, and remembers it. A stand-in is replaced by
+    /// what it stands for.
+    fn look(&mut self, n: &Notification, listener: &Listener, fd: i32) -> Result<Option<Known>, Errno> {
+        let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+        process.forget(fd);
+        let pid = process.pid;
+        let node = match identity::identify(process, n.tid, fd, &self.files, self.farm.tree())? {
+            Identity::File(file) => {
+                let kind = self.kernel.kind(file).unwrap_or(FileKind::Other);
+                let known = Known { file, kind, device: None };
+                process.learn(fd, known);
+                return Ok(Some(known));
+            }
+            Identity::Placeholder(node) => node,
+            Identity::Foreign(_) => match self.standing_in.remove(&(pid, fd)) {
+                Some(node) if identity::is_null(n.tid, fd) => node,
+                _ => return Ok(None),
+            },
+        };
+        self.take_place(n, listener, fd, &node).map(Some)
+    }
+
+    /// Opens `node` and puts it in the place of the stand-in `fd`.
+    fn take_place(&mut self, n: &Notification, listener: &Listener, fd: i32, node: &Node) -> Result<Known, Errno> {
+        let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+        let thread = thread!(self, process, n.tid);
+        let file = self.kernel.open(node, &thread)?;
+        let (description, kind) = self.describe(file)?;
+        let cloexec = identity::is_cloexec(n.tid, fd);
+        listener.replace_fd(n.id, std::os::fd::AsFd::as_fd(&description), fd, cloexec).map_err(to_core)?;
+        let known = Known { file, kind, device: None };
+        self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?.learn(fd, known);
+        Ok(known)
+    }
+
+    /// The kvm-vfio device takes only the real kernel's files; what it would
+    /// do with ours (cache coherency, SPAPR) is nothing.
+    fn kvm_device_attr(&mut self, n: &Notification, listener: &Listener, fd: i32, arg: u64) -> Result<Outcome, Errno> {
+        const KVM_DEV_VFIO_FILE: u32 = 1;
+        if !identity::link(n.tid, fd).is_some_and(|link| link.as_os_str() == "anon_inode:kvm-vfio") {
+            return Ok(Outcome::GoOn);
+        }
+        let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+        let thread = thread!(self, process, n.tid);
+        let mut attr = [0u8; 24];
+        thread.read(arg, &mut attr)?;
+        let group = u32::from_le_bytes([attr[4], attr[5], attr[6], attr[7]]);
+        let addr = u64::from_le_bytes([attr[16], attr[17], attr[18], attr[19], attr[20], attr[21], attr[22], attr[23]]);
+        if group != KVM_DEV_VFIO_FILE {
+            return Ok(Outcome::GoOn);
+        }
+        let mut number = [0u8; 4];
+        thread.read(addr, &mut number)?;
+        let number = i32::from_le_bytes(number);
+        match self.look(n, listener, number) {
+            Ok(Some(_)) => Ok(Outcome::Done(Ok(0))),
+            _ => Ok(Outcome::GoOn),
+        }
+    }
+
+    /// Answers `pread64` and its like. The offset says that a device is meant,
+    /// and which.
+    pub(crate) fn read_write(
+        &mut self,
+        n: &Notification,
+        listener: &Listener,
+        how: &Transfer,
+    ) -> Result<Outcome, Errno> {
+        let [fd, buf, len, offset, ..] = n.args;
+        let fd = fd as i32;
+        let Some((device, ..)) = region::split(offset) else { return Ok(Outcome::GoOn) };
+        let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+        let known = process.known(fd).filter(|known| known.device == Some(device) && self.files.is_open(known.file));
+        let known = match known {
+            Some(known) => known,
+            None => match self.look(n, listener, fd)? {
+                Some(known) => known,
+                None => return Ok(Outcome::GoOn),
+            },
+        };
+        let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+        let thread = thread!(self, process, n.tid);
+        let mut one = |buf, len: u64, offset| {
+            let len = len.min(MAX_RW);
+            if how.write {
+                self.kernel.write(known.file, offset, buf, len, &thread)
+            } else {
+                self.kernel.read(known.file, offset, buf, len, &thread)
+            }
+        };
+        let done = if how.vectored {
+            if n.args[5] != 0 && how.flags {
+                // No per-call flag means anything on a device.
+                return Err(Errno::EOPNOTSUPP);
+            }
+            let mut done = 0;
+            for (base, len) in iovecs(&thread, buf, len)? {
+                match one(base, len, offset.saturating_add(done)) {
+                    Ok(n) => {
+                        done += n;
+                        if n < len {
+                            break;
+                        }
+                    }
+                    Err(errno) if done == 0 => return Err(errno),
+                    Err(_) => break,
+                }
+            }
+            done
+        } else {
+            one(buf, len, offset)?
+        };
+        if known.device.is_none() {
+            process.learn(fd, Known { device: Some(device), ..known });
+        }
+        Ok(Outcome::Done(Ok(done)))
+    }
+
+    /// Answers `mmap`: refuses what the device does not have; the mapping
+    /// itself is the real kernel's.
+    pub(crate) fn mmap(&mut self, n: &Notification, listener: &Listener) -> Result<Outcome, Errno> {
+        let [_, len, _, flags, fd, offset] = n.args;
+        let flags = flags as i32;
+        if flags & libc::MAP_ANONYMOUS != 0 {
+            return Ok(Outcome::GoOn);
+        }
+        if let Some(known) = self.look(n, listener, fd as i32)? {
+            let shared = flags & libc::MAP_TYPE != libc::MAP_PRIVATE;
+            self.kernel.mmap(known.file, offset, len, shared)?;
+        }
+        Ok(Outcome::GoOn)
+    }
+
+    /// Answers `ftruncate` and `fallocate`, which character devices do not
+    /// have.
+    pub(crate) fn resize(&mut self, n: &Notification, listener: &Listener, refusal: Errno) -> Result<Outcome, Errno> {
+        match self.look(n, listener, n.args[0] as i32)? {
+            Some(_) => Err(refusal),
+            None => Ok(Outcome::GoOn),
+        }
+    }
+
+    /// `dup` and its like: numbers come to mean other files.
+    pub(crate) fn duplicated(&mut self, n: &Notification, listener: &Listener) -> Result<Outcome, Errno> {
+        let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+        let nr = libc::c_long::from(n.nr);
+        #[cfg(target_arch = "x86_64")]
+        let onto = nr == libc::SYS_dup3 || nr == libc::SYS_dup2;
+        #[cfg(not(target_arch = "x86_64"))]
+        let onto = nr == libc::SYS_dup3;
+        if onto {
+            process.forget(n.args[1] as i32);
+        } else {
+            process.forget_all();
+        }
+        Ok(Outcome::GoOn)
+    }
+
+    /// `execve` is about to replace memory and close descriptors.
+    pub(crate) fn exec(&mut self, n: &Notification, listener: &Listener) -> Result<Outcome, Errno> {
+        self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?.before_exec();
+        Ok(Outcome::GoOn)
+    }
+
+    /// The answer has been given and the program has descriptor `fd`.
+    pub(crate) fn given(&mut self, n: &Notification, fd: i32, known: Option<Known>) {
+        if let (Some(known), Ok(process)) = (known, self.processes.of_thread(n.tid, || true)) {
+            process.learn(fd, known);
+        }
+    }
+
+    /// The file that a cached or fresh look gives, for events.
+    pub(crate) fn file_of(&mut self, n: &Notification, fd: i32) -> Option<FileId> {
+        self.processes.of_thread(n.tid, || true).ok()?.known(fd).map(|known| known.file)
+    }
+}
+
+/// How `pread64` and its like differ.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Transfer {
+    /// To the device.
+    pub(crate) write: bool,
+    /// Buffers come as a list.
+    pub(crate) vectored: bool,
+    /// There is a flags argument.
+    pub(crate) flags: bool,
+}
+
+fn iovecs(thread: &Thread<'_>, addr: u64, count: u64) -> Result<Vec<(u64, u64)>, Errno> {
+    if count > MAX_IOV {
+        return Err(Errno::EINVAL);
+    }
+    let mut bytes = vec![0u8; count as usize * 16];
+    thread.read(addr, &mut bytes)?;
+    let (pairs, _) = bytes.as_chunks::<16>();
+    let mut total = 0u64;
+    pairs
+        .iter()
+        .map(|pair| {
+            let (words, _) = pair.as_chunks::<8>();
+            let word = |n: usize| words.get(n).map_or(0, |word| u64::from_le_bytes(*word));
+            let (base, len) = (word(0), word(1));
+            total = total.saturating_add(len);
+            if len > i64::MAX as u64 || total > i64::MAX as u64 { Err(Errno::EINVAL) } else { Ok((base, len)) }
+        })
+        .collect()
+}
+
+/// Requests that change nothing and come first on a new descriptor: their
+/// file is always looked up, which keeps what is remembered fresh.
+fn is_stateless(request: u32) -> bool {
+    matches!(request, 0x3b64 | 0x3b65 | 0x3b67)
+}
+
+/// Whether a kind of file knows a request. If not, the number may have come
+/// to mean another file.
+fn belongs(kind: FileKind, request: u32) -> bool {
+    if request >> 8 & 0xff == TYPE_VHOST {
+        return kind == FileKind::VhostVdpa;
+    }
+    let number = request & 0xff;
+    match kind {
+        FileKind::Container => matches!(number, 0x64..=0x66 | 0x70..=0x75),
+        FileKind::Group => matches!(number, 0x67..=0x6a),
+        FileKind::Device => matches!(number, 0x6b..=0x78),
+        FileKind::Iommufd => matches!(number, 0x64..=0x66 | 0x70..=0x75 | 0x80..),
+        FileKind::VhostVdpa => false,
+        FileKind::Other => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // API-002
+    #[test]
+    fn a_request_tells_kinds_apart_where_it_can() {
+        assert!(belongs(FileKind::Container, 0x3b71) && belongs(FileKind::Device, 0x3b71));
+        assert!(!belongs(FileKind::Group, 0x3b71) && belongs(FileKind::Group, 0x3b6a));
+        assert!(belongs(FileKind::Iommufd, 0x3b85) && !belongs(FileKind::Container, 0x3b85));
+        assert!(belongs(FileKind::VhostVdpa, 0x8008_af00) && !belongs(FileKind::Device, 0x8008_af00));
+    }
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Everything that answering a call needs.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use caller::FileId;
+use rustix::io::Errno;
+
+use crate::events::Events;
+use crate::farm::Farm;
+use crate::files::{Files, InodeId};
+use crate::launch::mount_node;
+use crate::processes::Processes;
+use crate::{FileKind, Isolation, Kernel, Node};
+
+/// Everything that answering a call needs.
+pub(crate) struct State {
+    /// The pretend kernel.
+    pub(crate) kernel: Box<dyn Kernel>,
+    /// Open files.
+    pub(crate) files: Files,
+    /// Processes.
+    pub(crate) processes: Processes,
+    /// Eventfds made for the program.
+    pub(crate) events: Events,
+    /// The fake tree.
+    pub(crate) farm: Farm,
+    /// Finds the memory behind the program's addresses.
+    pub(crate) pinner: sys::pin::Pinner,
+    /// Attributes that the program opened for writing, by inode.
+    pub(crate) attributes: HashMap<InodeId, String>,
+    /// Nodes opened in paths mode whose descriptors still are the stand-in,
+    /// by pid and descriptor.
+    pub(crate) standing_in: HashMap<(i32, i32), Node>,
+    /// Working directories inside the fake tree, by pid (paths mode).
+    pub(crate) directories: HashMap<i32, String>,
+    /// Which way the program was started.
+    pub(crate) isolation: Isolation,
+    /// Path of the fake tree on the machine (paths mode).
+    pub(crate) farm_path: String,
+    /// Whether attributes take stores.
+    pub(crate) sysfs_writable: bool,
+    /// Namespaces of the program, for mounts that come later.
+    pub(crate) namespaces: Vec<OwnedFd>,
+    /// The tree that the farm shows.
+    pub(crate) generation: u64,
+}
+
+impl State {
+    /// Tells the kernel of files that were closed.
+    pub(crate) fn release_closed(&mut self) {
+        for file in self.files.take_closed() {
+            tracing::debug!(target: "vfuse::call", file = file.0, "released");
+            self.kernel.release(file);
+        }
+    }
+
+    /// Everything is over: releases what is left.
+    pub(crate) fn release_all(&mut self) {
+        self.release_closed();
+        for file in self.files.all() {
+            self.kernel.release(file);
+        }
+    }
+
+    /// A thread, or a whole process if it is the first one, has ended.
+    pub(crate) fn ended(&mut self, tid: i32) {
+        self.processes.ended(tid);
+        self.directories.remove(&tid);
+        self.standing_in.retain(|(pid, _), _| *pid != tid);
+    }
+
+    /// Makes the description of a new file. On failure the file is released.
+    pub(crate) fn describe(&mut self, file: FileId) -> Result<(OwnedFd, FileKind), uapi::Errno> {
+        let device = self.kernel.device_file(file).map(|device| device_memfd(&device));
+        let made = match device {
+            Some(None) => Err(Errno::NXIO),
+            Some(device) => self.files.create(file, device),
+            None => self.files.create(file, None),
+        };
+        match made {
+            Ok(description) => Ok((description, self.kernel.kind(file).unwrap_or(FileKind::Other))),
+            Err(errno) => {
+                tracing::warn!(target: "vfuse::run", file = file.0, %errno, "cannot make a descriptor for the program");
+                self.kernel.release(file);
+                Err(crate::listener::to_core(errno))
+            }
+        }
+    }
+
+    /// Shows the program a tree that has changed.
+    pub(crate) fn refresh_tree(&mut self) {
+        let generation = self.kernel.tree_generation();
+        if generation == self.generation {
+            return;
+        }
+        self.generation = generation;
+        let tree = self.kernel.tree();
+        let changes = self.farm.changes(&tree);
+        for path in &changes.old_nodes {
+            self.remount(None, path);
+        }
+        if let Err(errno) = self.farm.update(tree) {
+            tracing::warn!(target: "vfuse::run", %errno, "the program's view of /sys and /dev is out of date");
+        }
+        for path in &changes.new_nodes {
+            self.remount(Some(c"/dev/null"), path);
+        }
+    }
+
+    fn remount(&self, source: Option<&std::ffi::CStr>, path: &str) {
+        if self.namespaces.is_empty() {
+            return;
+        }
+        let Ok(target) = CString::new(path) else { return };
+        if let Err(errno) = mount_node(&self.namespaces, source, &target) {
+            tracing::warn!(target: "vfuse::run", path, %errno, "the node in the program's /dev is not a character device");
+        }
+    }
+}
+
+/// The memfd behind a device's file.
+fn device_memfd(device: &Arc<dyn device::DeviceFile>) -> Option<Arc<OwnedFd>> {
+    let memfd = sys::window::MemfdFiles::of(device)?;
+    memfd.as_fd().try_clone_to_owned().ok().map(Arc::new)
+}

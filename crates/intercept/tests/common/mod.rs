@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A pretend kernel just large enough to see that calls arrive, once each,
+//! and that answers get back.
+#![allow(dead_code, unreachable_pub)] // each user takes a part of it
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use caller::{Caller, FileId, FileIds, ProcessId, Reply};
+use device::{DeviceFile, DeviceFiles, RegionLayout};
+use intercept::{FileKind, Kernel, Node, Tree};
+use uapi::{Errno, region};
+
+/// What happened, for tests to look at.
+#[derive(Debug, Default)]
+pub struct Log {
+    pub opened: u64,
+    pub released: u64,
+    pub maps: u64,
+    pub unmaps: u64,
+    pub stores: Vec<(String, Vec<u8>)>,
+    pub processes: Vec<ProcessId>,
+}
+
+/// The pretend kernel.
+pub struct Fake {
+    ids: FileIds,
+    files: BTreeMap<FileId, FileKind>,
+    device: Option<Arc<dyn DeviceFile>>,
+    config: [u8; 256],
+    generation: u64,
+    vfs: u32,
+    pub log: Arc<Mutex<Log>>,
+}
+
+pub const GET_API_VERSION: u32 = 0x3b64;
+pub const CHECK_EXTENSION: u32 = 0x3b65;
+pub const GROUP_GET_STATUS: u32 = 0x3b67;
+pub const GET_DEVICE_FD: u32 = 0x3b6a;
+pub const DEVICE_GET_INFO: u32 = 0x3b6b;
+pub const SET_IRQS: u32 = 0x3b6e;
+pub const RESET: u32 = 0x3b6f;
+pub const MAP_DMA: u32 = 0x3b71;
+pub const UNMAP_DMA: u32 = 0x3b72;
+
+const DEVICE: &str = "/sys/devices/pci0000:00/0000:00:1e.0/0000:01:00.0";
+
+impl Fake {
+    pub fn new() -> Fake {
+        Fake {
+            ids: FileIds::default(),
+            files: BTreeMap::new(),
+            device: None,
+            config: std::array::from_fn(|n| n as u8),
+            generation: 1,
+            vfs: 0,
+            log: Arc::default(),
+        }
+    }
+
+    fn add(&mut self, kind: FileKind) -> FileId {
+        let id = self.ids.allocate();
+        self.files.insert(id, kind);
+        if kind == FileKind::Device && self.device.is_none() {
+            let layout = RegionLayout { base: region::offset(0, 0), mmap: [8192, 0, 0, 0, 0, 0] };
+            self.device = sys::window::MemfdFiles.create(&layout).ok();
+        }
+        self.log.lock().unwrap().opened += 1;
+        id
+    }
+
+    fn count(&self, kind: FileKind) -> usize {
+        self.files.values().filter(|other| **other == kind).count()
+    }
+}
+
+impl Kernel for Fake {
+    fn open(&mut self, node: &Node, caller: &dyn Caller) -> Result<FileId, Errno> {
+        self.log.lock().unwrap().processes.push(caller.process());
+        match node.0.as_str() {
+            "vfio/vfio" => Ok(self.add(FileKind::Container)),
+            // API-035
+            "vfio/7" if self.count(FileKind::Group) > 0 => Err(Errno::EBUSY),
+            "vfio/7" => Ok(self.add(FileKind::Group)),
+            "vfio/devices/vfio0" => Ok(self.add(FileKind::Device)),
+            "iommu" => Ok(self.add(FileKind::Iommufd)),
+            _ => Err(Errno::ENODEV),
+        }
+    }
+
+    fn ioctl(&mut self, file: FileId, request: u32, arg: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
+        let kind = *self.files.get(&file).ok_or(Errno::EBADF)?;
+        let value = match (kind, request) {
+            (FileKind::Container, GET_API_VERSION) => 0,
+            (FileKind::Container, CHECK_EXTENSION) => u64::from(arg == 1 || arg == 3),
+            (FileKind::Container, MAP_DMA) => {
+                let mut map = [0u8; 32];
+                caller.read(arg, &mut map)?;
+                let word = |n: usize| u64::from_le_bytes(map[n..n + 8].try_into().unwrap());
+                if word(24) != 0 {
+                    caller.pin(word(8), word(24), true)?;
+                }
+                self.log.lock().unwrap().maps += 1;
+                0
+            }
+            (FileKind::Container, UNMAP_DMA) => {
+                let mut unmap = [0u8; 24];
+                caller.read(arg, &mut unmap)?;
+                unmap[16] = 1;
+                caller.write(arg, &unmap)?;
+                self.log.lock().unwrap().unmaps += 1;
+                0
+            }
+            (FileKind::Group, GROUP_GET_STATUS) => {
+                caller.write(arg + 4, &1u32.to_le_bytes())?;
+                0
+            }
+            // An s32 descriptor: 0 if it is a container.
+            (FileKind::Group, 0x3b68) => {
+                let mut fd = [0u8; 4];
+                caller.read(arg, &mut fd)?;
+                match caller.file(i32::from_le_bytes(fd))? {
+                    Some(file) if self.files.get(&file) == Some(&FileKind::Container) => 0,
+                    _ => return Err(Errno::EBADFD),
+                }
+            }
+            (FileKind::Group, GET_DEVICE_FD) => {
+                let mut name = [0u8; 13];
+                caller.read(arg, &mut name)?;
+                if &name != b"0000:01:00.0\0" {
+                    return Err(Errno::ENODEV);
+                }
+                return Ok(Reply::NewFile(self.add(FileKind::Device)));
+            }
+            (FileKind::Device, DEVICE_GET_INFO) => {
+                let mut info = [0u8; 16];
+                caller.read(arg, &mut info)?;
+                info[8] = 9;
+                info[12] = 5;
+                caller.write(arg, &info)?;
+                0
+            }
+            (FileKind::Device, SET_IRQS) => {
+                let mut fd = [0u8; 4];
+                caller.read(arg + 20, &mut fd)?;
+                caller.event(i32::from_le_bytes(fd))?.signal();
+                0
+            }
+            (FileKind::Device, RESET) => 0,
+            (FileKind::Iommufd, 0x3b81) => 5,
+            _ => return Err(Errno::ENOTTY),
+        };
+        Ok(Reply::Value(value))
+    }
+
+    fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+        let (0, 7, at) = region::split(offset).ok_or(Errno::EINVAL)? else { return Err(Errno::EINVAL) };
+        if self.files.get(&file) != Some(&FileKind::Device) {
+            return Err(Errno::EINVAL);
+        }
+        let len = len.min(256u64.saturating_sub(at));
+        caller.write(buf, &self.config[at as usize..(at + len) as usize])?;
+        Ok(len)
+    }
+
+    fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+        let (0, 7, at) = region::split(offset).ok_or(Errno::EINVAL)? else { return Err(Errno::EINVAL) };
+        if self.files.get(&file) != Some(&FileKind::Device) {
+            return Err(Errno::EINVAL);
+        }
+        let len = len.min(256u64.saturating_sub(at));
+        caller.read(buf, &mut self.config[at as usize..(at + len) as usize])?;
+        Ok(len)
+    }
+
+    fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool) -> Result<(), Errno> {
+        let device = self.files.get(&file) == Some(&FileKind::Device);
+        let inside = matches!(region::split(offset), Some((0, 0, at)) if at + len <= 8192);
+        if device && inside && shared { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn release(&mut self, file: FileId) {
+        let kind = self.files.remove(&file);
+        let mut log = self.log.lock().unwrap();
+        log.released += u64::from(kind.is_some());
+        drop(log);
+        if self.count(FileKind::Device) == 0 {
+            self.device = None;
+        }
+    }
+
+    fn device_file(&self, file: FileId) -> Option<Arc<dyn DeviceFile>> {
+        if self.files.get(&file) != Some(&FileKind::Device) {
+            return None;
+        }
+        self.device.clone()
+    }
+
+    fn kind(&self, file: FileId) -> Option<FileKind> {
+        self.files.get(&file).copied()
+    }
+
+    fn tree_generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn tree(&self) -> Tree {
+        let mut tree = Tree::default();
+        tree.own_dir("/dev/vfio");
+        for node in ["vfio/vfio", "vfio/7", "vfio/devices/vfio0", "iommu"] {
+            tree.node(node);
+        }
+        tree.own_dir("/sys/bus/pci");
+        tree.symlink("/sys/bus/pci/devices/0000:01:00.0", format!("../../../devices{}", &DEVICE[12..]));
+        tree.own_dir(DEVICE);
+        tree.file(format!("{DEVICE}/vendor"), 0o444, "0x1b36\n");
+        tree.file(format!("{DEVICE}/config"), 0o644, self.config);
+        tree.file(format!("{DEVICE}/sriov_numvfs"), 0o644, format!("{}\n", self.vfs));
+        tree.file(format!("{DEVICE}/vfio-dev/vfio0/dev"), 0o444, "1:3\n");
+        tree.symlink(format!("{DEVICE}/iommu_group"), "../../../../kernel/iommu_groups/7");
+        tree.own_dir("/sys/kernel/iommu_groups");
+        tree.symlink("/sys/kernel/iommu_groups/7/devices/0000:01:00.0", format!("../../../..{}", &DEVICE[4..]));
+        tree.own_dir("/sys/module/vfio");
+        tree.own_dir("/sys/module/vfio_pci");
+        for n in 0..self.vfs {
+            tree.symlink(
+                format!("/sys/bus/pci/devices/0000:01:00.{}", n + 1),
+                format!("../../../devices{}", &DEVICE[12..]),
+            );
+            tree.node(&format!("vfio/{}", 8 + n));
+        }
+        tree
+    }
+
+    fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<usize, Errno> {
+        self.log.lock().unwrap().stores.push((path.to_owned(), data.to_owned()));
+        if path.ends_with("/sriov_numvfs") {
+            let text = std::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
+            let vfs: u32 = text.trim().parse().map_err(|_| Errno::EINVAL)?;
+            if vfs > 4 {
+                return Err(Errno::ERANGE);
+            }
+            self.vfs = vfs;
+            self.generation += 1;
+        }
+        Ok(data.len())
+    }
+}
