@@ -139,7 +139,7 @@ impl Device {
         for i in 0..u64::from(head.nr_ranges) {
             let at = list.checked_add(i * size_of::<DmaRange>() as u64).ok_or(Errno::EFAULT)?;
             let range: DmaRange = args::read_plain(caller, at)?;
-            if range.length == 0 || range.offset % PAGE != 0 || range.length % PAGE != 0 {
+            if range.length == 0 || !range.offset.is_multiple_of(PAGE) || !range.length.is_multiple_of(PAGE) {
                 return Err(Errno::EINVAL);
             }
             let end = range.offset.checked_add(range.length).ok_or(Errno::EOVERFLOW)?;

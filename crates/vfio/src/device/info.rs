@@ -7,7 +7,8 @@ use caller::Caller;
 use pci::{Address, Function, PortType, cap};
 use uapi::Errno;
 use uapi::vfio::device::{
-    AtomicFlags, CAP_PCI_ATOMIC_COMP, Info, InfoFlags, IrqInfo, IrqInfoFlags, REGION_CAP_MSIX_MAPPABLE, RegionFlags, RegionInfo, irq_index, region_index,
+    AtomicFlags, CAP_PCI_ATOMIC_COMP, Info, InfoFlags, IrqInfo, IrqInfoFlags, REGION_CAP_MSIX_MAPPABLE, RegionFlags,
+    RegionInfo, irq_index, region_index,
 };
 
 use super::state::Device;

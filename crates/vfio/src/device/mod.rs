@@ -20,6 +20,9 @@ mod state;
 mod token;
 mod watches;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 

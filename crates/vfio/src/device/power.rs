@@ -66,10 +66,12 @@ impl Device {
             self.zap(now);
         }
         self.write_power_state(board, pm, to, now);
-        if to == 0 && from == D3 && loses_state {
-            if let Some(saved) = self.before_d3.take() {
-                self.restore(board, &saved, now);
-            }
+        if to == 0
+            && from == D3
+            && loses_state
+            && let Some(saved) = self.before_d3.take()
+        {
+            self.restore(board, &saved, now);
         }
         self.sync(board, now);
         tracing::debug!(device = %self.address, from, to, "power state");

@@ -70,14 +70,7 @@ impl Device {
         Ok(pos as usize..end as usize)
     }
 
-    fn read_config(
-        &self,
-        pos: u64,
-        buf: u64,
-        len: u64,
-        caller: &dyn Caller,
-        board: &mut Board,
-    ) -> Result<u64, Errno> {
+    fn read_config(&self, pos: u64, buf: u64, len: u64, caller: &dyn Caller, board: &mut Board) -> Result<u64, Errno> {
         let range = self.config_range(pos, len)?;
         let function = board.fabric.function_mut(self.address).ok_or(Errno::EIO)?;
         let (mut at, mut to) = (range.start, buf);
@@ -162,19 +155,11 @@ impl Device {
             pos if pos >= end => left,
             _ => return (None, left.min(end - pos)),
         };
-        let len = [8, 4, 2].into_iter().find(|len| room >= *len && pos % len == 0).unwrap_or(1);
+        let len = [8, 4, 2].into_iter().find(|len| room >= *len && pos.is_multiple_of(*len)).unwrap_or(1);
         (Some(len as usize), len)
     }
 
-    fn read_bar(
-        &self,
-        bar: usize,
-        pos: u64,
-        buf: u64,
-        len: u64,
-        caller: &dyn Caller,
-        now: u64,
-    ) -> Result<u64, Errno> {
+    fn read_bar(&self, bar: usize, pos: u64, buf: u64, len: u64, caller: &dyn Caller, now: u64) -> Result<u64, Errno> {
         let len = Self::clip(self.bars[bar].size, pos, len)?.min(BAR_MAX);
         let mut done = 0;
         while done < len {
@@ -198,15 +183,7 @@ impl Device {
         Ok(len)
     }
 
-    fn write_bar(
-        &self,
-        bar: usize,
-        pos: u64,
-        buf: u64,
-        len: u64,
-        caller: &dyn Caller,
-        now: u64,
-    ) -> Result<u64, Errno> {
+    fn write_bar(&self, bar: usize, pos: u64, buf: u64, len: u64, caller: &dyn Caller, now: u64) -> Result<u64, Errno> {
         let len = Self::clip(self.bars[bar].size, pos, len)?.min(BAR_MAX);
         let mut done = 0;
         while done < len {
@@ -234,7 +211,7 @@ impl Device {
         // An unaligned one becomes several, as a bus would do it.
         while done < bytes.len() {
             let (at, left) = (pos + done as u64, bytes.len() - done);
-            let len = [4, 2].into_iter().find(|len| left >= *len && at % *len as u64 == 0).unwrap_or(1);
+            let len = [4, 2].into_iter().find(|len| left >= *len && at.is_multiple_of(*len as u64)).unwrap_or(1);
             self.endpoint.write(bar, at, &bytes[done..done + len], now);
             done += len;
         }
@@ -248,7 +225,7 @@ impl Device {
             return Err(Errno::EINVAL);
         }
         let bar = self.bars.get(index as usize).filter(|bar| bar.mmap != 0).ok_or(Errno::EINVAL)?;
-        let pages = len.checked_next_multiple_of(PAGE).filter(|len| *len != 0 && pos % PAGE == 0);
+        let pages = len.checked_next_multiple_of(PAGE).filter(|len| *len != 0 && pos.is_multiple_of(PAGE));
         match pages.and_then(|len| pos.checked_add(len)) {
             Some(end) if end <= bar.mmap => Ok(()),
             _ => Err(Errno::EINVAL),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use ::device::{Board, DeviceFile, Endpoint, Event, RegionLayout, ResetKind};
 use caller::{Platform, WatchId};
-use pci::{Address, Effect, Function, PortType, SavedConfig, cap};
+use pci::resource::IORESOURCE_MEM;
+use pci::{Address, Effect, Function, PortType, Resource, SavedConfig, cap};
 use uapi::Errno;
 
 use super::config::Config;
@@ -90,18 +91,15 @@ impl Device {
         options: &Options,
     ) -> Result<Device, Errno> {
         let endpoint = Arc::clone(board.endpoint(address).ok_or(Errno::ENODEV)?);
-        let starts = std::array::from_fn(|i| board.fabric.resources(address).get(i).map_or(0, |r| r.start));
+        let bars = claim_bars(board, address);
         let function = board.fabric.function_mut(address).ok_or(Errno::ENODEV)?;
-        let bars = claim_bars(function, starts);
         let sizes = bars.map(|bar| bar.size);
         let layout = RegionLayout { base: uapi::region::offset(number, 0), mmap: bars.map(|bar| bar.mmap) };
         let file = platform.device_files().create(&layout).map_err(|_| Errno::ENOMEM)?;
         let now = platform.now();
 
-        // The initial saved state has no bus mastering (API-190).
-        let decoded = enables(function);
-        let command = function.command() & !cap::COMMAND_MASTER | decoded;
-        function.write(cap::COMMAND, 2, u32::from(command));
+        // What a walk out of D3hot loses comes back.
+        let before_d3 = (function.power_state() == 3).then(|| function.save());
         let mut device = Device {
             address,
             number,
@@ -113,7 +111,7 @@ impl Device {
             config: Config::new(function, sizes, false),
             reset_works: false,
             saved: function.save(),
-            before_d3: None,
+            before_d3,
             low_power: LowPower::default(),
             intx_maskable: false,
             no_intx: has_broken_intx(function),
@@ -129,6 +127,10 @@ impl Device {
         };
         device.endpoint.requester.set_bus_master(false);
         device.set_power_state(board, 0, now)?;
+        // The initial saved state has no bus mastering (API-190).
+        let function = board.fabric.function_mut(address).ok_or(Errno::ENODEV)?;
+        let command = function.command() & !cap::COMMAND_MASTER | enables(function);
+        function.write(cap::COMMAND, 2, u32::from(command));
         device.reset_works = device.reset_function(board, now).is_ok();
         let function = board.fabric.function_mut(address).ok_or(Errno::ENODEV)?;
         device.saved = function.save();
@@ -257,12 +259,15 @@ fn enables(function: &Function) -> u16 {
 
 /// What a program gets of each BAR (API-136). One that the host could give no
 /// address is not there.
-fn claim_bars(function: &Function, starts: [u64; 6]) -> [Bar; 6] {
-    let spec = function.spec();
+fn claim_bars(board: &Board, address: Address) -> [Bar; 6] {
+    let Some(spec) = board.fabric.function(address).map(Function::spec) else { return Default::default() };
+    let resources = board.fabric.resources(address);
     std::array::from_fn(|index| {
-        let Some(bar) = spec.bars[index].as_ref().filter(|_| starts[index] != 0) else { return Bar::default() };
-        // A small BAR can be mapped if nothing else can be in its page.
-        let own_page = bar.size >= PAGE || starts[index] % PAGE == 0;
+        let (Some(bar), Some(resource)) = (&spec.bars[index], resources.get(index)) else { return Bar::default() };
+        if resource.start == 0 {
+            return Bar::default();
+        }
+        let own_page = bar.size >= PAGE || has_page_to_itself(board, resource);
         let mappable = bar.is_memory() && bar.mmap && own_page;
         let table = match &spec.msix {
             Some(msix) if usize::from(msix.table.0) == index => {
@@ -274,6 +279,23 @@ fn claim_bars(function: &Function, starts: [u64; 6]) -> [Bar; 6] {
         let mmap = if mappable { bar.size.next_multiple_of(PAGE) } else { 0 };
         Bar { size: bar.size, memory: bar.is_memory(), mmap, table }
     })
+}
+
+/// Whether a BAR smaller than a page starts one, and nothing else is in it.
+fn has_page_to_itself(board: &Board, bar: &Resource) -> bool {
+    let page = bar.start..=bar.start | (PAGE - 1);
+    let rest = bar.end + 1..=*page.end();
+    let mut others = board.fabric.functions().flat_map(|(other, _)| {
+        let count = if board.fabric.is_bridge(other) { 2 } else { 7 };
+        board.fabric.resources(other).iter().take(count)
+    });
+    let clash = |other: &Resource| {
+        !other.is_empty()
+            && other.flags & IORESOURCE_MEM != 0
+            && other.start <= *rest.end()
+            && other.end >= *rest.start()
+    };
+    bar.start.is_multiple_of(PAGE) && !others.any(clash)
 }
 
 /// Whether INTx disable can be changed (PCI 2.3). Leaves it as it was.

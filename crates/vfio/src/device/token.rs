@@ -117,7 +117,7 @@ impl Tokens {
 
 /// Whether the name is this device's: its address, alone or followed by a
 /// space and options (API-049). The options.
-pub(super) fn options_of<'a>(address: Address, name: &'a str) -> Option<&'a str> {
+pub(super) fn options_of(address: Address, name: &str) -> Option<&str> {
     let options = name.strip_prefix(address.to_string().as_str())?;
     (options.is_empty() || options.starts_with(' ')).then_some(options)
 }
@@ -169,7 +169,8 @@ mod tests {
     /// API-050
     #[test]
     fn the_only_option_is_a_token() {
-        let token = Some([0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff]);
+        let token =
+            Some([0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff]);
         assert_eq!(parse(""), Ok(None));
         assert_eq!(parse("   "), Ok(None));
         assert_eq!(parse(&format!(" vf_token={UUID}")), Ok(token));

@@ -176,7 +176,9 @@ impl Builder<'_> {
             let base = if at >= EXTENDED { EXTENDED } else { HEADER };
             let start = match cells.last() {
                 _ if at < HEADER => 0,
-                Some(before) if at > base && before.owner == *owner && *owner != UNASSIGNED => usize::from(before.start),
+                Some(before) if at > base && before.owner == *owner && *owner != UNASSIGNED => {
+                    usize::from(before.start)
+                }
                 _ => at,
             };
             let raw = Cell { rule: Rule::Raw, owner: *owner, virt: 0, write: 0xff, start: start as u16 };

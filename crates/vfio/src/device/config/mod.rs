@@ -78,12 +78,12 @@ impl Config {
         let cells = &self.map.cells;
         let owner = |at: usize| cells.get(at).map(|c: &Cell| c.owner);
         let mut len = 1;
-        while (pos + len) % 4 != 0 && owner(pos + len) == owner(pos) {
+        while !(pos + len).is_multiple_of(4) && owner(pos + len) == owner(pos) {
             len += 1;
         }
         match len.min(left) {
-            4 if pos % 4 == 0 => 4,
-            2.. if pos % 2 == 0 => 2,
+            4 if pos.is_multiple_of(4) => 4,
+            2.. if pos.is_multiple_of(2) => 2,
             _ => 1,
         }
     }
