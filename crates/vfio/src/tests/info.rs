@@ -8,6 +8,9 @@ use uapi::vfio::type1::{CapMigration, GET_INFO, Info, IovaRange};
 
 use super::{PAGE, RAM, RW, Type1Lab};
 use crate::Options;
+use crate::locked::LockedMemory;
+use crate::testing::Client;
+use crate::type1::Type1;
 
 /// Size of the chain: MIGRATION 32, DMA_AVAIL 12 in 16, two ranges 48.
 const CHAIN: u32 = 32 + 16 + 48;
@@ -123,4 +126,18 @@ fn group_that_conflicts_with_mappings() {
     t.lab.set_container(group, t.container).unwrap();
     assert_eq!(ranges(&mut t).last(), Some(&(0xfef0_0000, 0x1ff_ffff_ffff)));
     assert_eq!(t.map(RW, RAM, 1 << 41, PAGE), Err(Errno::EINVAL));
+}
+
+/// API-062, API-063: what a backend says that no group is attached to.
+#[test]
+fn before_any_group() {
+    let client = Client::new(1);
+    let mut type1 = Type1::open(3, &Options::default()).unwrap();
+    let arg = client.put(&Info { argsz: 512, ..Info::default() });
+    type1.ioctl(GET_INFO, arg, &client, &mut LockedMemory::default()).unwrap();
+    let info: Info = client.get(arg);
+    assert_eq!((info.flags, info.iova_pgsizes, info.cap_offset), (3, !0xfff, 24));
+    let first: InfoCapHeader = client.get(arg + 24);
+    let second: InfoCapHeader = client.get(arg + u64::from(first.next));
+    assert_eq!((first.id, second.id, second.next), (2, 3, 0));
 }

@@ -3,8 +3,8 @@
 //! order, on a fabric of two functions that share a group and one apart.
 
 use ::device::Driver;
-use caller::FileId;
-use pci::{Bar, BarKind, FabricBuilder, FunctionSpec};
+use caller::{Capability, FileId};
+use pci::{Bar, BarKind, FabricBuilder, FunctionSpec, Item, Place};
 use proptest::prelude::*;
 use uapi::Errno;
 use uapi::vfio::container::SET_IOMMU;
@@ -188,6 +188,35 @@ fn sibling_with_a_kernel_driver() {
     assert_eq!(lab.set_container(group, container), Err(Errno::EPERM));
     let apart = lab.open_group(lab.group_of(OTHER)).unwrap();
     assert_eq!(lab.set_container(apart, container), Ok(0));
+}
+
+/// API-051: rights are looked at behind the container, and only for the first
+/// descriptor of a device.
+#[test]
+fn device_without_iommu() {
+    let spec = FunctionSpec { vendor: 0x1234, device: 0x5678, ..FunctionSpec::default() };
+    let mut builder = FabricBuilder::new();
+    let address = OTHER.parse().unwrap();
+    builder.add(Item::new(Place::At(address), spec).without_iommu());
+    let options = Options { enable_unsafe_noiommu_mode: true, ..Options::default() };
+    let mut lab = Lab::with_fabric(&builder, options);
+    lab.bind(OTHER, Some(Driver::VfioPci));
+    lab.vfio.add_noiommu_group(40, vec![address]);
+    lab.client.capabilities.borrow_mut().push(Capability::SysRawio);
+    let (container, group) = (lab.open_container(), lab.open_group(40).unwrap());
+    lab.client.capabilities.borrow_mut().clear();
+    assert_eq!(lab.get_device_fd(group, OTHER), Err(Errno::EINVAL));
+    lab.client.capabilities.borrow_mut().push(Capability::SysRawio);
+    lab.set_container(group, container).unwrap();
+    lab.ioctl(container, SET_IOMMU, 8).unwrap();
+    lab.client.capabilities.borrow_mut().clear();
+    assert_eq!(lab.get_device_fd(group, OTHER), Err(Errno::EPERM));
+    lab.client.capabilities.borrow_mut().push(Capability::SysRawio);
+    let first = lab.get_device_fd(group, OTHER).unwrap();
+    lab.client.capabilities.borrow_mut().clear();
+    let second = lab.get_device_fd(group, OTHER).unwrap();
+    lab.release(first);
+    assert!(lab.vfio.device_file(second).is_some());
 }
 
 #[derive(Clone, Copy, Debug)]

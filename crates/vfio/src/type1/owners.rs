@@ -78,3 +78,35 @@ impl Owners {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// API-076
+    #[test]
+    fn places_are_used_again() {
+        let (mut owners, mut locked) = (Owners::default(), LockedMemory::default());
+        for round in 0..100 {
+            let [one, two] = [ProcessId(2 * round), ProcessId(2 * round + 1)];
+            for process in [one, one, two] {
+                locked.charge(process, 3);
+            }
+            let (a, b) = (owners.add(one, 3), owners.add(two, 3));
+            assert_ne!(a, b);
+            assert_eq!(owners.add(one, 3), a);
+            assert_eq!([owners.process(a), owners.process(b)], [Some(one), Some(two)]);
+            owners.remove(a, 1, 3, &mut locked);
+            assert_eq!([locked.pages(one), locked.pages(two)], [3, 3]);
+            owners.remove(b, 1, 3, &mut locked);
+            owners.remove(a, 1, 3, &mut locked);
+            // One comes back after its place was given up.
+            locked.charge(two, 1);
+            let again = owners.add(two, 1);
+            assert_eq!(owners.process(again), Some(two));
+            owners.remove(again, 1, 1, &mut locked);
+            assert_eq!([locked.pages(one), locked.pages(two)], [0, 0]);
+        }
+        assert_eq!(owners.slots.len(), 2);
+    }
+}
