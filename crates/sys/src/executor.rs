@@ -74,19 +74,36 @@ struct Member {
     place: Mutex<Option<Arc<Worker>>>,
 }
 
-/// What an endpoint holds: weak, so that the two do not keep each other.
+/// What an endpoint holds; weak, so that the two do not keep each other.
 #[derive(Debug)]
-struct Handle(Weak<Member>);
+struct Handle {
+    shared: Weak<Shared>,
+    endpoint: Weak<Endpoint>,
+    /// An endpoint takes one handle in its life, but may come back as another member.
+    member: Mutex<Weak<Member>>,
+}
+
+impl Handle {
+    fn member(&self) -> Option<Arc<Member>> {
+        let mut member = lock(&self.member);
+        if let Some(member) = member.upgrade() {
+            return Some(member);
+        }
+        let found = self.shared.upgrade()?.member(&self.endpoint.upgrade()?)?;
+        *member = Arc::downgrade(&found);
+        Some(found)
+    }
+}
 
 impl Wake for Handle {
     fn set_active(&self, on: bool) {
-        if let Some(member) = self.0.upgrade() {
+        if let Some(member) = self.member() {
             member.set_active(on);
         }
     }
 
     fn kick(&self) {
-        if let Some(member) = self.0.upgrade() {
+        if let Some(member) = self.member() {
             member.kick();
         }
     }
@@ -116,7 +133,11 @@ impl Executor {
             shared: Arc::downgrade(&self.shared),
             place: Mutex::default(),
         });
-        endpoint.set_wake(Arc::new(Handle(Arc::downgrade(&member))));
+        endpoint.set_wake(Arc::new(Handle {
+            shared: Arc::downgrade(&self.shared),
+            endpoint: Arc::downgrade(endpoint),
+            member: Mutex::new(Arc::downgrade(&member)),
+        }));
         lock(&self.shared.members).push(member);
     }
 
@@ -149,20 +170,16 @@ impl Executor {
 
     /// Whether a program has the endpoint open; endpoints say so themselves.
     pub fn set_active(&self, endpoint: &Arc<Endpoint>, on: bool) {
-        if let Some(member) = self.member(endpoint) {
+        if let Some(member) = self.shared.member(endpoint) {
             member.set_active(on);
         }
     }
 
     /// Something happened to the endpoint: look at it soon.
     pub fn kick(&self, endpoint: &Arc<Endpoint>) {
-        if let Some(member) = self.member(endpoint) {
+        if let Some(member) = self.shared.member(endpoint) {
             member.kick();
         }
-    }
-
-    fn member(&self, endpoint: &Arc<Endpoint>) -> Option<Arc<Member>> {
-        lock(&self.shared.members).iter().find(|member| Arc::ptr_eq(&member.endpoint, endpoint)).cloned()
     }
 }
 
@@ -208,6 +225,10 @@ impl Member {
 }
 
 impl Shared {
+    fn member(&self, endpoint: &Arc<Endpoint>) -> Option<Arc<Member>> {
+        lock(&self.members).iter().find(|member| Arc::ptr_eq(&member.endpoint, endpoint)).cloned()
+    }
+
     fn start(self: &Arc<Self>, worker: &Arc<Worker>) {
         let mut threads = lock(&self.threads);
         if worker.thread.get().is_some() {
@@ -245,10 +266,10 @@ impl Worker {
     fn kick(&self) {
         // Order matters: the worker sets `asleep` and then looks at `kicked`.
         self.kicked.store(true, Ordering::SeqCst);
-        if self.asleep.load(Ordering::SeqCst) > WORTH_WAKING {
-            if let Some(thread) = self.thread.get() {
-                thread.unpark();
-            }
+        if self.asleep.load(Ordering::SeqCst) > WORTH_WAKING
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
         }
     }
 

@@ -386,12 +386,6 @@ impl Files {
         open.insert(key, Arc::downgrade(&file));
         Some(file)
     }
-
-    /// Files open at present.
-    #[cfg(test)]
-    pub(crate) fn count(&self) -> usize {
-        self.open.lock().unwrap().values().filter(|file| file.strong_count() > 0).count()
-    }
 }
 
 /// The file system, and the page size that mappings of it have.
@@ -455,4 +449,66 @@ pub(crate) fn register(dev: u64, inode: u64, fd: &Arc<OwnedFd>) {
     let mut own = own_files();
     own.retain(|_, fd| fd.strong_count() > 0);
     own.insert(((rustix::fs::major(dev), rustix::fs::minor(dev)), inode), Arc::downgrade(fd));
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+
+    fn vma_of(mapping: &Mapping) -> Vma {
+        vma::at(own_maps().unwrap(), mapping.addr()).unwrap().unwrap()
+    }
+
+    /// Without the right to look at `map_files`, by its descriptors.
+    #[test]
+    fn a_file_is_found_among_the_descriptors() {
+        let fd = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&fd, 4096).unwrap();
+        let mapping = Mapping::new(fd.as_fd(), 0, 4096, true, crate::page_size()).unwrap();
+        let mut vma = vma_of(&mapping);
+        // No mapping has these ends, so that way is closed to root as well.
+        vma.end += 1;
+        let found = find(own_pid(), &vma, true).unwrap();
+        assert_eq!(rustix::fs::fstat(&found).unwrap().st_ino, rustix::fs::fstat(&fd).unwrap().st_ino);
+        drop(fd);
+        drop(found);
+        assert!(find(own_pid(), &vma, true).is_none());
+    }
+
+    /// What cannot be opened is not looked for each time, but again some day.
+    #[test]
+    fn patience_ends() {
+        let mut recent = Recent::default();
+        let key = Key { dev: (0, 1), inode: 5, writable: true };
+        assert!(!recent.is_unreachable(&key));
+        recent.set_unreachable(key);
+        assert_eq!((0..1000).take_while(|_| recent.is_unreachable(&key)).count(), PATIENCE as usize);
+        for inode in 0..10_000 {
+            recent.set_unreachable(Key { inode, ..key });
+        }
+        assert!(recent.unreachable.len() <= RECENT_UNREACHABLE);
+    }
+
+    #[test]
+    fn windows_grow_with_the_file_and_stay_inside_what_a_file_can_be() {
+        let machine = crate::page_size();
+        let file = |size, page| MappedFile {
+            key: Key { dev: (0, 1), inode: 1, writable: true },
+            fd: Arc::new(memfd_create("test", MemfdFlags::CLOEXEC).unwrap()),
+            kind: Kind::Memory,
+            page,
+            size: AtomicU64::new(size),
+            windows: Mutex::default(),
+        };
+        assert_eq!(file(5 << 20, machine).place(0, 4096), Some((0, 8 << 20)));
+        assert_eq!(file(64 << 30, machine).place(1 << 30, 2 << 30), Some((0, 64 << 30)));
+        assert_eq!(file(65 << 30, machine).place(1 << 30, 2 << 30), Some((0, 64 << 30)));
+        assert_eq!(file(32 << 40, machine).place(32 << 40, (32 << 40) + 4096), Some((32 << 40, (32 << 40) + CHUNK)));
+        // Huge pages: not a byte more than the file has.
+        assert_eq!(file(6 << 20, 2 << 20).place(0, 4096), Some((0, 6 << 20)));
+        let end = (1 << 63) - machine;
+        assert_eq!(file(end, machine).place(end - 4096, end), Some(((1 << 63) - CHUNK, end)));
+    }
 }

@@ -88,12 +88,6 @@ impl Pinner {
             _ => Ok(Pinned { memory: Arc::clone(process) as Arc<dyn Memory>, offset: vaddr }),
         }
     }
-
-    /// Files open at present.
-    #[cfg(test)]
-    pub(crate) fn open_files(&self) -> usize {
-        self.files.count()
-    }
 }
 
 fn whole(process: &Arc<Process>, kind: Kind, vaddr: u64) -> Pinned {

@@ -58,8 +58,7 @@ struct Query {
     build_id_addr: u64,
 }
 
-/// `_IOWR('f', 17, struct procmap_query)`.
-const PROCMAP_QUERY: u32 = 0xc068_6611;
+const PROCMAP_QUERY: libc::Ioctl = libc::_IOWR::<Query>('f' as u32, 17);
 const VMA_READABLE: u64 = 1;
 const VMA_WRITABLE: u64 = 2;
 const VMA_SHARED: u64 = 8;
@@ -83,7 +82,7 @@ fn query(maps: &File, addr: u64) -> Result<Option<Vma>, Errno> {
     let mut q = Query { size: size_of::<Query>() as u64, query_addr: addr, ..Query::default() };
     // SAFETY: PROCMAP_QUERY reads and writes one struct of the size given in
     // it; name and build id are not asked for, so it writes nowhere else.
-    let answer = unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY as libc::Ioctl, &raw mut q) };
+    let answer = unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, &raw mut q) };
     if answer != 0 {
         return match last_errno() {
             Errno::ENOENT => Ok(None),

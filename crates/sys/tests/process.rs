@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A program's memory: reached while it lives, and never another's after that.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod common;
 

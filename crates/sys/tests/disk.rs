@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Disks: the same rules for RAM and files, and what only files can do wrong.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use common::{Child, PRIVATE, RW, fill, map, memfd, truncate};
+use device::{Disk, DiskError};
+use iommu::{Memory, MemoryFault, Segment};
+use sys::disk::{FileDisk, Options, RamDisk};
+use vm_memory::VolatileSlice;
+
+const SIZE: u64 = 1 << 20;
+
+/// A path in the temporary directory, removed when dropped.
+struct Path(PathBuf);
+
+impl Path {
+    fn new(name: &str) -> Path {
+        Path(std::env::temp_dir().join(format!("vfuse-sys-disk-{}-{name}", std::process::id())))
+    }
+
+    fn open(&self, size: u64) -> FileDisk {
+        FileDisk::open(&self.0, Options { size: Some(size), read_only: false }).unwrap()
+    }
+}
+
+impl Drop for Path {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn each(name: &str, test: impl Fn(&dyn Disk)) {
+    test(&RamDisk::new(SIZE).unwrap());
+    let path = Path::new(name);
+    test(&path.open(SIZE));
+}
+
+fn read(disk: &dyn Disk, offset: u64, len: usize) -> Result<Vec<u8>, DiskError> {
+    let mut bytes = vec![0xee; len];
+    disk.read(offset, &Segment::Direct(VolatileSlice::from(&mut bytes[..])))?;
+    Ok(bytes)
+}
+
+fn write(disk: &dyn Disk, offset: u64, value: u8, len: usize) -> Result<(), DiskError> {
+    disk.write(offset, &Segment::Direct(VolatileSlice::from(&mut vec![value; len][..])))
+}
+
+#[test]
+fn what_is_written_is_read() {
+    each("written", |disk| {
+        assert_eq!(disk.len(), SIZE);
+        assert_eq!(read(disk, 0, SIZE as usize).unwrap(), vec![0; SIZE as usize]);
+        write(disk, 511, 7, 70000).unwrap();
+        disk.flush().unwrap();
+        let mut want = vec![0; SIZE as usize];
+        want[511..70511].fill(7);
+        assert!(read(disk, 0, SIZE as usize).unwrap() == want);
+    });
+}
+
+#[test]
+fn ranges_that_are_not_inside_are_refused() {
+    each("ranges", |disk| {
+        for (offset, len) in [(SIZE, 1), (SIZE - 1, 2), (u64::MAX, 2), (u64::MAX - 1, 1), (0, SIZE + 1)] {
+            let bytes = len as usize;
+            assert_eq!(read(disk, offset, bytes), Err(DiskError::OutOfRange));
+            assert_eq!(write(disk, offset, 1, bytes), Err(DiskError::OutOfRange));
+            assert_eq!(disk.write_zeroes(offset, len), Err(DiskError::OutOfRange));
+            assert_eq!(disk.discard(offset, len), Err(DiskError::OutOfRange));
+        }
+        assert_eq!(disk.discard(0, u64::MAX), Err(DiskError::OutOfRange));
+        for (offset, len) in [(0, 0), (SIZE, 0), (SIZE - 1, 1)] {
+            write(disk, offset, 1, len).unwrap();
+            read(disk, offset, len).unwrap();
+            disk.write_zeroes(offset, len as u64).unwrap();
+            disk.discard(offset, len as u64).unwrap();
+        }
+    });
+}
+
+#[test]
+fn zeroes_and_discards_reach_exactly_so_far() {
+    each("zeroes", |disk| {
+        let ranges = [(0, 512), (4096, 4096), (5000, 100), (100, 8192), (4095, 2), (1 << 19, 1 << 19), (513, 700_001)];
+        for (offset, len) in ranges {
+            for discard in [false, true] {
+                write(disk, 0, 9, SIZE as usize).unwrap();
+                if discard { disk.discard(offset, len) } else { disk.write_zeroes(offset, len) }.unwrap();
+                let mut want = vec![9; SIZE as usize];
+                want[offset as usize..(offset + len) as usize].fill(0);
+                assert!(read(disk, 0, SIZE as usize).unwrap() == want);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_big_disk_in_memory_is_sparse() {
+    let disk = RamDisk::new(1 << 40).unwrap();
+    write(&disk, (1 << 40) - 512, 1, 512).unwrap();
+    assert_eq!(read(&disk, (1 << 40) - 1, 1).unwrap(), [1]);
+    disk.write_zeroes(0, 1 << 40).unwrap();
+    disk.discard(1, (1 << 40) - 1).unwrap();
+    assert_eq!(read(&disk, (1 << 40) - 1, 1).unwrap(), [0]);
+    assert!(RamDisk::new(0).is_err() && RamDisk::new(u64::MAX).is_err());
+}
+
+/// Memory that can only be copied to and from: a program's private one.
+#[test]
+fn remote_memory_is_reached() {
+    const LEN: usize = 1 << 20;
+    let mut child = Child::start(|turns| {
+        let addr = map(0, LEN, RW, PRIVATE, -1, 0);
+        fill(addr, 7, LEN);
+        turns.give(addr);
+    });
+    let addr = child.take();
+    let process = child.process();
+    let remote = |at, len| Segment::Remote { memory: &*process, offset: at, len };
+    each("remote", |disk| {
+        disk.write(0, &remote(addr, LEN)).unwrap();
+        assert_eq!(read(disk, 0, LEN).unwrap(), vec![7; LEN]);
+        write(disk, 0, 8, 600_000).unwrap();
+        disk.read(0, &remote(addr, LEN)).unwrap();
+        let got = common::read(&*process, addr, LEN).unwrap();
+        assert!(got[..600_000].iter().all(|&b| b == 8) && got[600_000..].iter().all(|&b| b == 7));
+        disk.read(0, &remote(addr, LEN)).unwrap();
+        common::write(&*process, addr, 7, LEN).unwrap();
+        assert_eq!(disk.read(0, &remote(0, LEN)), Err(DiskError::Memory(MemoryFault)));
+        assert_eq!(disk.write(0, &remote(0, 512)), Err(DiskError::Memory(MemoryFault)));
+    });
+}
+
+/// The program truncates the memory that the disk is to read into.
+#[test]
+fn memory_that_is_gone_is_no_medium_error() {
+    let mut child = Child::start(|turns| {
+        let fd = memfd(1 << 16);
+        turns.give(map(0, 1 << 16, RW, libc::MAP_SHARED, fd, 0));
+        truncate(fd, 0);
+        turns.give(0);
+    });
+    let (addr, pinner, process) = (child.take(), sys::Pinner::new(), child.process());
+    let pinned = pinner.pin(&process, addr, 1 << 16, true).unwrap();
+    let slice = pinned.memory.slice(pinned.offset, 1 << 16).unwrap();
+    child.go();
+    child.take();
+    let path = Path::new("gone");
+    let disk = path.open(SIZE);
+    assert_eq!(disk.read(0, &Segment::Direct(slice)), Err(DiskError::Memory(MemoryFault)));
+    assert_eq!(disk.write(0, &Segment::Direct(slice)), Err(DiskError::Memory(MemoryFault)));
+    let memory: Arc<dyn Memory> = pinned.memory;
+    assert!(memory.read(pinned.offset, &VolatileSlice::from(&mut [0u8; 8][..])).is_err());
+}
