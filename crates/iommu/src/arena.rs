@@ -4,14 +4,7 @@
 //!
 //! Cells live in chunks, each twice as large as the one before.
 
-use std::sync::OnceLock;
-
-use crate::sync::Blank;
-
-/// Cells in the first chunk; a power of two.
-const FIRST: u32 = 32;
-/// Enough for 2^27 cells.
-const CHUNKS: usize = 22;
+use crate::sync::{Blank, CHUNKS, FIRST, OnceLock};
 
 #[derive(Debug)]
 pub(crate) struct Arena<T> {
@@ -20,7 +13,7 @@ pub(crate) struct Arena<T> {
 
 impl<T> Default for Arena<T> {
     fn default() -> Arena<T> {
-        Arena { chunks: [const { OnceLock::new() }; CHUNKS] }
+        Arena { chunks: std::array::from_fn(|_| OnceLock::new()) }
     }
 }
 

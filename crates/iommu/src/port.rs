@@ -15,9 +15,9 @@
 //! remembers (translations, memories, the space). So nothing of it has to be
 //! checked during a session, and memory that was unmapped is let go at once.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use crate::sync::{Mutex, MutexGuard, lock, pass, try_lock, visit};
+use crate::sync::{Mutex, MutexGuard, OnceLock, lock, pass, try_lock, visit};
 use crate::table::Entry;
 use crate::{AddressSpace, FaultReason, Memory, Prot};
 

@@ -8,10 +8,10 @@
 //! Requests without a PASID go by the function's RID; each PASID has an
 //! attachment of its own.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use crate::port::Port;
-use crate::sync::{AtomicBool, Mutex, Ordering, lock};
+use crate::sync::{AtomicBool, Mutex, OnceLock, Ordering, lock};
 use crate::{AddressSpace, Session};
 
 /// Direction of a device access.

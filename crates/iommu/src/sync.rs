@@ -6,9 +6,14 @@
 
 use std::sync::PoisonError;
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, TryLockError};
+pub(crate) use std::sync::{Mutex, MutexGuard, OnceLock, RwLock, TryLockError};
 
 use zerocopy::FromZeros;
+
+/// Cells in an arena's first chunk; a power of two.
+pub(crate) const FIRST: u32 = 32;
+/// Number of an arena's chunks: enough for 2^27 cells.
+pub(crate) const CHUNKS: usize = 22;
 
 /// A cell of an arena: all its bytes may be zero.
 pub(crate) trait Blank: Sized {

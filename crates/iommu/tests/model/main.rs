@@ -244,7 +244,7 @@ fn crowded() {
     assert!(space.is_empty());
 }
 
-const RUNS: usize = 1000;
+const RUNS: usize = 400;
 
 fn check(scenario: fn()) {
     shuttle::check_random(scenario, RUNS);

@@ -2,6 +2,7 @@
 //! The crate's `sync` for the model checker, with a way to break it.
 
 use std::cell::Cell;
+pub(crate) use std::sync::OnceLock;
 use std::sync::PoisonError;
 
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
@@ -15,6 +16,10 @@ thread_local! {
 pub(crate) fn set_broken(broken: bool) {
     BROKEN.set(broken);
 }
+
+/// Few, since the checker counts each atomic.
+pub(crate) const FIRST: u32 = 2;
+pub(crate) const CHUNKS: usize = 4;
 
 pub(crate) trait Blank: Sized {
     fn blank(count: usize) -> Option<Box<[Self]>>;
