@@ -44,7 +44,7 @@ impl From<Errno> for Outcome {
 /// Makes a [`Thread`] of disjoint parts of the state.
 macro_rules! thread {
     ($state:ident, $process:expr, $tid:expr) => {
-        Thread {
+        $crate::thread::Thread {
             tid: $tid,
             process: &*$process,
             files: &$state.files,

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::collections::HashSet;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
@@ -24,6 +24,8 @@ pub(crate) struct Events {
     made: HashMap<u64, OwnedFd>,
     /// Number of those at which to look for ones that nobody has any more.
     sweep_at: usize,
+    /// Whether they must be made here, once that is known.
+    needed: Option<bool>,
 }
 
 impl Events {
@@ -45,8 +47,14 @@ impl Events {
         }
     }
 
+    /// Whether eventfds must be made here, because those of the program cannot
+    /// be taken.
+    pub(crate) fn needed(&mut self, process: &Process) -> bool {
+        *self.needed.get_or_insert_with(|| !matches!(duplicate(process, 0), Ok(_) | Err(Errno::EBADF)))
+    }
+
     /// Makes one for the program: `EINVAL` for unknown flags.
-    pub(crate) fn make(&mut self, initial: u32, flags: u32, users: &[i32]) -> Result<BorrowedFd<'_>, Errno> {
+    pub(crate) fn make(&mut self, initial: u32, flags: u32, users: &[i32]) -> Result<OwnedFd, Errno> {
         let flags = EventfdFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
         if self.made.len() >= self.sweep_at.max(64) {
             self.sweep(users);
@@ -55,8 +63,9 @@ impl Events {
         let fd = rustix::event::eventfd(initial, flags | EventfdFlags::CLOEXEC).map_err(to_core)?;
         let info = fdinfo(std::process::id() as i32, fd.as_raw_fd()).ok_or(Errno::ENFILE)?;
         let id = eventfd_id(&info).ok_or(Errno::ENOSYS)?;
-        let made: &OwnedFd = self.made.entry(id).or_insert(fd);
-        Ok(made.as_fd())
+        let copy = fd.try_clone().map_err(|_| Errno::EMFILE)?;
+        self.made.insert(id, fd);
+        Ok(copy)
     }
 
     /// Drops those that no process of `users` has open.

@@ -64,7 +64,12 @@ impl Farm {
                 Sibling::File => self.file(at, &[], 0o444)?,
             }
         }
-        self.fixed.clone_from(&self.dirs);
+        for path in siblings.keys() {
+            self.fixed.extend(ancestors(path).map(str::to_owned));
+            if self.dirs.contains(path) {
+                self.fixed.insert(path.clone());
+            }
+        }
         Ok(())
     }
 

@@ -72,14 +72,16 @@ impl State {
         let follow = open.flags & libc::O_NOFOLLOW == 0;
         let found = match resolve(self.farm.tree(), &path, follow) {
             Target::Fake(found) => found,
-            Target::Machine(_) => return Ok(Outcome::GoOn),
+            Target::Machine => return Ok(Outcome::GoOn),
+            Target::Beyond(path) if self.isolation == Isolation::Paths => return Self::open_beyond(&path, open.flags),
+            Target::Beyond(_) => return Ok(Outcome::GoOn),
             Target::Error(errno) => {
                 return Ok(if self.isolation == Isolation::Paths { errno.into() } else { Outcome::GoOn });
             }
         };
         let exclusive = libc::O_CREAT | libc::O_EXCL;
         if open.flags & exclusive == exclusive {
-            return Ok(Errno::EEXIST.into());
+            return Err(Errno::EEXIST);
         }
         match self.farm.tree().entries.get(&found) {
             Some(Entry::Node(node)) if open.flags & (libc::O_PATH | libc::O_DIRECTORY) == 0 => {
@@ -166,6 +168,9 @@ impl State {
     /// fake tree, or is not text.
     pub(crate) fn absolute(&mut self, tid: i32, pid: i32, dir: i32, path: &[u8]) -> Option<String> {
         let path = std::str::from_utf8(path).ok()?;
+        if path.is_empty() {
+            return None;
+        }
         if path.starts_with('/') {
             return may_be_fake(path).then(|| path.to_owned());
         }
@@ -177,11 +182,7 @@ impl State {
         } else {
             identity::link(tid, dir)?.to_str()?.to_owned()
         };
-        // In paths mode the fake tree has a real place.
-        let base = match base.strip_prefix(self.farm_path.as_str()) {
-            Some(fake) if self.isolation == Isolation::Paths && (fake.is_empty() || fake.starts_with('/')) => fake,
-            _ => &base,
-        };
+        let base = self.in_farm(&base).unwrap_or(&base);
         let whole = format!("{base}/{path}");
         may_be_fake(&whole).then_some(whole)
     }

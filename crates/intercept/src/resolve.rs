@@ -15,8 +15,10 @@ const MAX_LINKS: usize = 40;
 pub(crate) enum Target {
     /// To this path of the fake tree.
     Fake(String),
-    /// To this path of the machine.
-    Machine(String),
+    /// To the machine, by names of the machine only.
+    Machine,
+    /// To this path of the machine, through a link of the fake tree.
+    Beyond(String),
     /// Nowhere.
     Error(Errno),
 }
@@ -55,13 +57,16 @@ pub(crate) fn resolve(tree: &Tree, path: &str, follow: bool) -> Target {
             None if is_owned(tree, &at) => return Target::Error(Errno::ENOENT),
             None => {
                 // The machine resolves the rest. Nothing of ours lies below.
+                if links == 0 {
+                    return Target::Machine;
+                }
                 let rest = todo.into_iter().fold(next, |path, part| path + "/" + &part);
-                return Target::Machine(if directory { rest + "/" } else { rest });
+                return Target::Beyond(if directory { rest + "/" } else { rest });
             }
         }
         at = next;
     }
-    if at.is_empty() { Target::Machine("/".into()) } else { Target::Fake(at) }
+    if at.is_empty() { Target::Machine } else { Target::Fake(at) }
 }
 
 fn parts(path: &str) -> impl Iterator<Item = String> {
@@ -94,6 +99,7 @@ mod tests {
         tree.own_dir("/sys/kernel/iommu_groups/7");
         tree.symlink("/sys/x", "y");
         tree.symlink("/sys/y", "/sys/x");
+        tree.symlink("/sys/out", "devices/system");
         tree.node("vfio/7");
         tree
     }
@@ -115,11 +121,11 @@ mod tests {
 
     #[test]
     fn leaves_the_rest_to_the_machine() {
-        let machine = |path: &str| Target::Machine(path.into());
-        assert_eq!(to("/etc/passwd", true), machine("/etc/passwd"));
-        assert_eq!(to("/sys/bus/usb/devices/", true), machine("/sys/bus/usb/devices/"));
-        assert_eq!(to("/sys/devices/system/cpu", true), machine("/sys/devices/system/cpu"));
-        assert_eq!(to("/", true), machine("/"));
+        for path in ["/etc/passwd", "/sys/bus/usb/devices/", "/sys/devices/system/cpu", "/"] {
+            assert_eq!(to(path, true), Target::Machine, "{path}");
+        }
+        assert_eq!(to("/sys/out/cpu0/", true), Target::Beyond("/sys/devices/system/cpu0/".into()));
+        assert_eq!(to("/sys/out", false), Target::Fake("/sys/out".into()));
     }
 
     #[test]

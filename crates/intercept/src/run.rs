@@ -81,6 +81,7 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
             attributes: HashMap::new(),
             standing_in: HashMap::new(),
             directories: HashMap::new(),
+            composed: started.composed,
             isolation,
             farm_path: started.scratch.as_ref().and_then(|s| s.path().to_str()).unwrap_or_default().to_owned(),
             sysfs_writable: options.sysfs_writable,
@@ -133,6 +134,7 @@ struct Started {
     launched: Launched,
     farm: Farm,
     scratch: Option<Scratch>,
+    composed: Vec<String>,
 }
 
 fn start(
@@ -171,7 +173,7 @@ fn start(
         Ok(())
     })?;
     let farm = farm.ok_or_else(|| Error::os("making the fake tree")(rustix::io::Errno::NOENT))?;
-    Ok(Started { launched, farm, scratch })
+    Ok(Started { launched, farm, scratch, composed: plan.composed })
 }
 
 /// The namespaces in which later mounts are to be made, user namespace first.

@@ -35,8 +35,11 @@ pub(crate) struct State {
     /// Nodes opened in paths mode whose descriptors still are the stand-in,
     /// by pid and descriptor.
     pub(crate) standing_in: HashMap<(i32, i32), Node>,
-    /// Working directories inside the fake tree, by pid (paths mode).
-    pub(crate) directories: HashMap<i32, String>,
+    /// Working directories inside the fake tree, by pid; `None`: the real one
+    /// counts (paths mode).
+    pub(crate) directories: HashMap<i32, Option<String>>,
+    /// Directories that hold names of the machine and fake ones (paths mode).
+    pub(crate) composed: Vec<String>,
     /// Which way the program was started.
     pub(crate) isolation: Isolation,
     /// Path of the fake tree on the machine (paths mode).
@@ -102,6 +105,13 @@ impl State {
         let changes = self.farm.changes(&tree);
         for path in &changes.old_nodes {
             self.remount(None, path);
+        }
+        if self.isolation == Isolation::Paths {
+            let plan = crate::mounts::plan(&tree, std::path::Path::new("/"));
+            self.composed = plan.composed;
+            if let Err(errno) = self.farm.add_siblings(&plan.siblings, true) {
+                tracing::warn!(target: "vfuse::run", %errno, "the program's view of /sys and /dev lacks names");
+            }
         }
         if let Err(errno) = self.farm.update(tree) {
             tracing::warn!(target: "vfuse::run", %errno, "the program's view of /sys and /dev is out of date");
