@@ -44,6 +44,6 @@ mod tests {
         }
         assert_eq!(split(0), None);
         assert_eq!(split(offset(0, 0) - 1), None);
-        assert!(offset(MAX_DEVICES, 0) <= i64::MAX as u64);
+        assert!(offset(MAX_DEVICES - 1, PER_DEVICE - 1) + ((1 << SHIFT) - 1) <= i64::MAX as u64);
     }
 }
