@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::fabric::Node;
 use crate::plan::Plan;
 use crate::{Address, Fabric, FabricError, Function, FunctionSpec, Item, Place, PortType, Quirks, numbering};
 
@@ -103,7 +104,8 @@ impl FabricBuilder {
         for (i, item) in plan.items.into_iter().enumerate() {
             let name = item.name.clone().unwrap_or_else(|| addresses[i].to_string());
             let function = Function::checked(item.spec).map_err(|error| FabricError::Spec { name, error })?;
-            fabric.insert_function(addresses[i], function, item.name, item.no_iommu, buses[i]);
+            let node = Node { no_iommu: item.no_iommu, acs_control: item.acs_control, ..Node::default() };
+            fabric.insert_function(addresses[i], function, item.name, node, buses[i]);
         }
         fabric.power_on()?;
         Ok(fabric)

@@ -29,6 +29,7 @@ pub struct Fabric {
 pub(crate) struct Node {
     pub(crate) group: Option<u32>,
     pub(crate) no_iommu: bool,
+    pub(crate) acs_control: Option<u16>,
     pub(crate) multifunction: bool,
     pub(crate) physfn: Option<Address>,
     pub(crate) virtfns: Vec<Address>,
@@ -235,7 +236,7 @@ impl Fabric {
         address: Address,
         mut function: Function,
         name: Option<String>,
-        no_iommu: bool,
+        node: Node,
         buses: Option<(u8, u8)>,
     ) {
         if let Some((secondary, subordinate)) = buses {
@@ -249,7 +250,7 @@ impl Fabric {
         }
         let secondary = buses.map(|b| b.0);
         self.functions.insert(address, function);
-        self.nodes.insert(address, Node { no_iommu, secondary, ..Node::default() });
+        self.nodes.insert(address, Node { secondary, ..node });
     }
 
     /// What firmware and Linux do from power on to the end of boot.
@@ -352,16 +353,15 @@ impl Fabric {
     }
 
     /// Linux enables what isolation takes wherever it is offered, if there is
-    /// an IOMMU (GRP-019).
-    fn enable_isolation(&mut self, address: Address) {
-        if !self.iommu {
-            return;
-        }
+    /// an IOMMU (GRP-019); boot options have the last word, also without one
+    /// (GRP-026).
+    pub(crate) fn enable_isolation(&mut self, address: Address) {
+        let control = self.nodes.get(&address).and_then(|node| node.acs_control);
+        let control = control.unwrap_or(if self.iommu { cap::ACS_ISOLATED } else { 0 });
         if let Some(function) = self.functions.get_mut(&address)
             && let Some(acs) = function.extended_capability(cap::EXT_ACS)
         {
-            let offered = function.read(acs + 4, 2) as u16;
-            function.write(acs + 6, 2, u32::from(offered & cap::ACS_ISOLATED));
+            function.write(acs + 6, 2, u32::from(control));
         }
     }
 

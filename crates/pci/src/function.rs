@@ -83,7 +83,8 @@ impl Function {
     #[must_use]
     pub fn new(spec: FunctionSpec) -> Function {
         let layout = Layout::new(&spec);
-        let bytes = layout.power_on.clone();
+        let mut bytes = layout.power_on.clone();
+        bytes.resize(layout.size, 0);
         Function { spec: Arc::new(spec), layout: Arc::new(layout), bytes }
     }
 
@@ -127,12 +128,12 @@ impl Function {
         let vfs_on = before.sriov & 1 != 0;
         for (i, at) in (first..end).enumerate() {
             let byte = (value >> (8 * i)) as u8;
-            let mut writable = self.layout.writable[at];
+            let (mut writable, clear) = self.layout.masks(at);
             if vfs_on && self.is_frozen_by_vfs(at) {
                 writable = 0;
             }
             let old = self.bytes[at];
-            self.bytes[at] = old & !writable & !(byte & self.layout.clear[at]) | byte & writable;
+            self.bytes[at] = old & !writable & !(byte & clear) | byte & writable;
         }
         let mut effects = Vec::new();
         self.power_effects(power, &mut effects);
@@ -179,12 +180,12 @@ impl Function {
     /// status and the other sticky bits stay.
     pub fn reset(&mut self) {
         let layout = Arc::clone(&self.layout);
-        for (at, byte) in self.bytes.iter_mut().enumerate() {
-            let sticky = layout.sticky[at];
+        let kinds = layout.writable.iter().zip(&layout.clear).zip(&layout.sticky).zip(&layout.power_on);
+        for (byte, (((writable, clear), sticky), power_on)) in self.bytes.iter_mut().zip(kinds) {
             // What hardware set once (multifunction bit, link state, next ARI
             // function) is in no mask, and stays as well.
-            let lost = (layout.writable[at] | layout.clear[at]) & !sticky;
-            *byte = *byte & !lost | layout.power_on[at] & lost;
+            let lost = (writable | clear) & !sticky;
+            *byte = *byte & !lost | power_on & lost;
         }
         self.reset_answers();
     }
@@ -219,9 +220,7 @@ impl Function {
     /// written 1 clears.
     #[must_use]
     pub fn write_masks(&self, offset: u16) -> (u8, u8) {
-        let at = usize::from(offset);
-        let mask = |v: &[u8]| v.get(at).copied().unwrap_or(0);
-        (mask(&self.layout.writable), mask(&self.layout.clear))
+        self.layout.masks(usize::from(offset))
     }
 
     fn enables(&self) -> Enables {

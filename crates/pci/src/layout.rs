@@ -7,9 +7,11 @@
 
 use crate::{FunctionSpec, PortType, SpecError, express, extended, header, standard};
 
-/// Values and bit kinds of a configuration space.
+/// Values and bit kinds of a configuration space, as far as it is used.
 #[derive(Debug)]
 pub(crate) struct Layout {
+    /// Bytes of configuration space.
+    pub(crate) size: usize,
     /// Registers after power on.
     pub(crate) power_on: Vec<u8>,
     /// Bits that take what is written.
@@ -68,6 +70,7 @@ impl Layout {
     pub(crate) fn new(spec: &FunctionSpec) -> Layout {
         let size = if spec.port_type.is_express() { 4096 } else { 256 };
         let mut layout = Layout {
+            size,
             power_on: vec![0; size],
             writable: vec![0; size],
             clear: vec![0; size],
@@ -83,7 +86,26 @@ impl Layout {
         if spec.port_type.is_express() {
             extended::build(&mut layout, spec);
         }
+        layout.trim();
         layout
+    }
+
+    /// Drops what is after the last capability: a lab may have thousands of
+    /// functions, and most of a configuration space is empty.
+    fn trim(&mut self) {
+        let used =
+            self.power_on.iter().zip(&self.writable).rposition(|(value, writable)| (*value, *writable) != (0, 0));
+        let len = used.map_or(0, |last| last + 1).max(usize::from(self.next_extended));
+        for bytes in [&mut self.power_on, &mut self.writable, &mut self.clear, &mut self.sticky] {
+            bytes.truncate(len);
+            bytes.shrink_to_fit();
+        }
+    }
+
+    /// Which bits of a byte take what is written, and which a written 1 clears.
+    pub(crate) fn masks(&self, at: usize) -> (u8, u8) {
+        let mask = |bytes: &[u8]| bytes.get(at).copied().unwrap_or(0);
+        (mask(&self.writable), mask(&self.clear))
     }
 
     /// [`SpecError::NoRoom`] if a capability was left out.

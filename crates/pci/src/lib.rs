@@ -1,6 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a PCI fabric is: functions and their configuration space, ports,
 //! buses, isolation groups and reset reach.
+//!
+//! Two things are built here. A [`Function`] is the configuration space of one
+//! function as its hardware has it, laid out from what a model says of it
+//! ([`FunctionSpec`]): which bits there are, what a write does to them, and
+//! what it sets off elsewhere ([`Effect`]). A [`Fabric`] is all functions of a
+//! lab with the buses between them, in the state in which firmware and Linux
+//! leave them after boot; a [`FabricBuilder`] makes it from a description.
+//! What Linux derives from the registers stands beside: IOMMU groups
+//! ([`Fabric::group`]), reset methods and the reach of a reset
+//! ([`Fabric::reset_methods`], [`Fabric::hot_reset_scope`]), virtual functions
+//! ([`Fabric::enable_vfs`]), lines of sysfs files.
+//!
+//! What is not here: who may see or change a register (`vfio` virtualises it),
+//! BAR contents (a model's), drivers. Not modelled: error injection and
+//! logging (a front end sets the registers with [`Function::set`]),
+//! containment (DPC), devices that come and go while the lab runs, CXL,
+//! resizable BARs, ACPI reset methods.
 #![forbid(unsafe_code)]
 
 mod address;

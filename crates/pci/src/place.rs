@@ -63,7 +63,7 @@ impl Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// Name by which others are put below it, and by which
-    /// [`Fabric::named`] finds it.
+    /// [`crate::Fabric::named`] finds it.
     pub name: Option<String>,
     /// Where it stands.
     pub place: Place,
@@ -73,13 +73,17 @@ pub struct Item {
     pub secondary: Option<u8>,
     /// No IOMMU serves it: it has no group (GRP-008).
     pub no_iommu: bool,
+    /// ACS control bits set at boot instead of those that Linux sets by itself
+    /// (the boot option `pci=config_acs=`, GRP-026); only bits that the
+    /// capability offers count.
+    pub acs_control: Option<u16>,
 }
 
 impl Item {
     /// A function at a place.
     #[must_use]
     pub const fn new(place: Place, spec: FunctionSpec) -> Item {
-        Item { name: None, place, spec, secondary: None, no_iommu: false }
+        Item { name: None, place, spec, secondary: None, no_iommu: false, acs_control: None }
     }
 
     /// A port or bridge with the usual description of its kind.
@@ -99,6 +103,13 @@ impl Item {
     #[must_use]
     pub const fn leads_to(mut self, bus: u8) -> Item {
         self.secondary = Some(bus);
+        self
+    }
+
+    /// The same with other ACS control bits than Linux sets by itself.
+    #[must_use]
+    pub const fn acs_control(mut self, bits: u16) -> Item {
+        self.acs_control = Some(bits);
         self
     }
 

@@ -390,11 +390,9 @@ impl FunctionSpec {
         vf.total_vfs = 0;
         vf.vf = None;
         vf.rom = Vec::new();
-        // A VF has memory BARs only (SR-IOV 1.1, 2.1.1).
+        // A VF has memory BARs only, of a page at least (SR-IOV 1.1, 2.1.1).
         for bar in &mut vf.bars {
-            if bar.as_ref().is_some_and(|bar| !bar.is_memory()) {
-                *bar = None;
-            }
+            *bar = bar.take().filter(Bar::is_memory).map(|bar| Bar { size: bar.size.max(0x1000), ..bar });
         }
         vf.pri = None;
         vf.pasid = None;

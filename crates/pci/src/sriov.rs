@@ -76,6 +76,7 @@ impl Fabric {
             self.functions.insert(address, prototype.clone());
             self.nodes.insert(address, node);
             self.vf_bus(pf, address);
+            self.enable_isolation(address);
             self.join_group(address);
         }
         if let Some(node) = self.nodes.get_mut(&pf) {

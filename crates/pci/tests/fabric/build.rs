@@ -271,6 +271,21 @@ fn windows_hold_what_is_behind_them() {
 }
 
 #[test]
+fn windows_are_packed_from_the_largest() {
+    let memory = |size| bar(size, BarKind::Memory32 { prefetchable: false });
+    let spec = FunctionSpec {
+        bars: [memory(0x1000), memory(8 << 20), memory(0x1000), memory(1 << 20), None, None],
+        msix: None,
+        ..nvme()
+    };
+    let fabric = build(|b| {
+        b.plug_auto(at("01:00.0"), spec);
+    })
+    .unwrap();
+    assert_eq!(fabric.resources(at("00:01.0"))[14].len(), 10 << 20);
+}
+
+#[test]
 fn big_bars_go_above_4_gib_and_many_small_ones_follow() {
     let memory = |size| FunctionSpec {
         bars: [bar(size, BarKind::Memory64 { prefetchable: false }), None, None, None, None, None],

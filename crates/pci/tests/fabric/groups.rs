@@ -133,6 +133,24 @@ fn no_iommu_no_groups() {
     assert!(fabric.groups().all(|(_, members)| !members.contains(&at("01:00.0"))));
 }
 
+/// GRP-026: boot options set other bits, and groups follow.
+#[test]
+fn boot_options_set_bits() {
+    let port = |bits| Item::port(Place::root(), PortType::RootPort).named("p").acs_control(bits);
+    let fabric = build(|b| {
+        b.add(port(cap::ACS_SV));
+        b.add(Item::new(Place::below("p"), nvme()));
+    });
+    assert_eq!(group_of(&fabric, at("01:00.0")), all(&["00:01.0", "01:00.0"]));
+    // Also where there is no IOMMU; bits that are not offered stay away.
+    let fabric = build(|b| {
+        b.add(port(0xffff)).iommu(false);
+    });
+    let function = fabric.function(at("00:01.0")).unwrap();
+    let acs = function.extended_capability(cap::EXT_ACS).unwrap();
+    assert_eq!(function.read(acs + 6, 2), function.read(acs + 4, 2));
+}
+
 fn switch(downstream: Option<u16>) -> Fabric {
     build(|b| {
         root_port(b, "root", Some(cap::ACS_ISOLATED));
