@@ -68,6 +68,11 @@ pub trait Device: Send {
     /// have just appeared.
     fn publish(&mut self, io: &mut Io<'_>);
 
+    /// Takes the stores that were made to the windows: they are about to go.
+    fn collect(&mut self, io: &mut Io<'_>) {
+        let _ = io;
+    }
+
     /// Looks at the windows for stores, does a bounded piece of work.
     fn turn(&mut self, io: &mut Io<'_>) -> Turn;
 
@@ -146,7 +151,7 @@ impl Endpoint {
     /// `None`: the last one has closed it.
     pub fn set_file(&self, file: Option<Arc<dyn DeviceFile>>, now: Nanos) {
         let mut model = self.lock();
-        model.windows = Default::default();
+        self.close_windows(&mut model, now);
         if let Some(file) = &file {
             file.set_accessible(model.memory);
         }
@@ -172,7 +177,7 @@ impl Endpoint {
         if on {
             self.open_windows(&mut model, now);
         } else {
-            model.windows = Default::default();
+            self.close_windows(&mut model, now);
             if let Some(file) = &model.file {
                 file.set_accessible(false);
             }
@@ -222,6 +227,13 @@ impl Endpoint {
             model.windows = std::array::from_fn(|bar| file.window(bar));
         }
         self.with(model, now, |device, io| device.publish(io));
+    }
+
+    fn close_windows(&self, model: &mut Model, now: Nanos) {
+        if model.windows.iter().any(Option::is_some) {
+            self.with(model, now, |device, io| device.collect(io));
+        }
+        model.windows = Default::default();
     }
 
     fn with<R>(&self, model: &mut Model, now: Nanos, call: impl FnOnce(&mut dyn Device, &mut Io<'_>) -> R) -> R {
