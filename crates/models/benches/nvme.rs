@@ -65,7 +65,7 @@ fn idle() {
                 black_box(driver.machine.turn());
             }));
             peer.push(time(10_000, || {
-                black_box(driver.machine.load(0, 0x14));
+                black_box(driver.machine.load_bar(0, 0x14));
             }));
         }
         println!("{name},{:.1},{:.1}", median(ours), median(peer));

@@ -485,6 +485,10 @@ impl Device for Controller {
         self.publish_registers(io);
     }
 
+    fn collect(&mut self, io: &mut Io<'_>) {
+        self.scan_everything(io);
+    }
+
     fn turn(&mut self, io: &mut Io<'_>) -> Turn {
         self.scan_quickly(io);
         let turn = self.work(io);

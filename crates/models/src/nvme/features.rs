@@ -179,7 +179,9 @@ impl Controller {
         let nsid = command.nsid.get();
         if nsid != 0 && nsid != ALL_NAMESPACES {
             self.namespace(nsid)?;
-            if feature != Feature::ErrorRecovery {
+            // QEMU's driver names its namespace for the write cache, too, and
+            // gives up if that is refused.
+            if !matches!(feature, Feature::ErrorRecovery | Feature::VolatileWriteCache) {
                 return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC.into());
             }
         }

@@ -18,9 +18,10 @@
 //! so each turn compares the words with what was last seen. Three things
 //! follow. Storing the value that is there already does nothing, also for a
 //! doorbell. Two stores to one register between two turns count as the last
-//! one; disabling and enabling without waiting for CSTS.RDY, which the
-//! specification forbids, is not noticed. INTMC reads as zero through a
-//! mapping, so that each store to it is seen.
+//! one; disabling and enabling again in between is not noticed. A driver waits
+//! for CSTS.RDY, so that can happen only where RDY was never set because the
+//! settings were refused. INTMC reads as zero through a mapping, so that each
+//! store to it is seen.
 //!
 //! # What it does not implement
 //! Scatter gather lists, metadata and protection information, fused

@@ -112,12 +112,22 @@ impl Controller {
         }
     }
 
+    /// The same for every doorbell, because the pages are about to go.
+    pub(super) fn scan_everything(&mut self, io: &mut Io<'_>) {
+        self.scan(io);
+        if self.csts.contains(Csts::RDY) {
+            let pages = Pages::of(io);
+            (0..DOORBELLS).for_each(|index| self.scan_doorbell(pages, index));
+        }
+    }
+
     fn scan_doorbells(&mut self, pages: Pages<'_>) {
         if !self.csts.contains(Csts::RDY) {
             return;
         }
-        for i in 0..self.io_queues.len() + 1 {
-            let id = i.checked_sub(1).and_then(|i| self.io_queues.get(i)).copied().unwrap_or(0);
+        self.scan_doorbell(pages, 0);
+        for i in 0..self.io_queues.len() {
+            let Some(id) = self.io_queues.get(i).copied() else { break };
             self.scan_doorbell(pages, 2 * usize::from(id));
         }
         // Heads matter while there is something to post or the pin is asserted.
@@ -187,21 +197,18 @@ impl Controller {
         if !self.csts.contains(Csts::RDY) {
             return;
         }
-        let id = index / 2;
-        let taken = if index.is_multiple_of(2) {
-            self.sqs.get_mut(id).and_then(Option::as_mut).map(|queue| queue.ring(value))
-        } else {
+        let (id, is_head) = (index / 2, index % 2 == 1);
+        let taken = if is_head {
             self.cqs.get_mut(id).and_then(Option::as_mut).map(|queue| queue.ring(value))
+        } else {
+            self.sqs.get_mut(id).and_then(Option::as_mut).map(|queue| queue.ring(value))
         };
         match taken {
-            Some(Ok(())) => {
-                if index % 2 == 0 {
-                    self.waiting |= 1 << id;
-                } else {
-                    self.touched |= 1 << id;
-                    self.pin_changed = true;
-                }
+            Some(Ok(())) if is_head => {
+                self.touched |= 1 << id;
+                self.pin_changed = true;
             }
+            Some(Ok(())) => self.waiting |= 1 << id,
             Some(Err(_)) => self.bad_doorbell(index, value, AsyncEvent::INVALID_DOORBELL_VALUE),
             None => return self.bad_doorbell(index, value, AsyncEvent::INVALID_DOORBELL_REGISTER),
         }

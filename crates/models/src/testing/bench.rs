@@ -76,7 +76,7 @@ impl Bench {
 
     /// A 32-bit load of the program.
     #[must_use]
-    pub fn load(&self, bar: usize, offset: u64) -> u32 {
+    pub fn load_bar(&self, bar: usize, offset: u64) -> u32 {
         if let Some(window) = self.file.as_ref().and_then(|file| file.bar(bar)) {
             let load = window.slice().load::<u32>(offset as usize, Ordering::Acquire);
             return u32::from_le(load.unwrap_or_else(|error| panic!("BAR {bar} at {offset:#x}: {error}")));
@@ -87,7 +87,7 @@ impl Bench {
     }
 
     /// A 32-bit store of the program.
-    pub fn store(&self, bar: usize, offset: u64, value: u32) {
+    pub fn store_bar(&self, bar: usize, offset: u64, value: u32) {
         if let Some(window) = self.file.as_ref().and_then(|file| file.bar(bar)) {
             let stored = window.slice().store(value.to_le(), offset as usize, Ordering::Release);
             return stored.unwrap_or_else(|error| panic!("BAR {bar} at {offset:#x}: {error}"));

@@ -30,11 +30,11 @@ pub trait Machine {
 
 impl Machine for Bench {
     fn load(&mut self, offset: u64) -> u32 {
-        Bench::load(self, 0, offset)
+        self.load_bar(0, offset)
     }
 
     fn store(&mut self, offset: u64, value: u32) {
-        Bench::store(self, 0, offset, value);
+        self.store_bar(0, offset, value);
     }
 
     fn get(&self, iova: u64, to: &mut [u8]) {
@@ -114,20 +114,19 @@ impl QueuePair {
 pub struct Driver<M> {
     /// What it stands on.
     pub machine: M,
+    /// Steps to wait for something.
+    pub patience: usize,
     queues: BTreeMap<u16, QueuePair>,
+    page: u64,
     next_free: u64,
     next_cid: u16,
 }
-
-/// Steps to wait for something.
-const PATIENCE: usize = 10_000;
-const PAGE: u64 = 4096;
 
 impl<M: Machine> Driver<M> {
     /// A driver that has touched nothing yet.
     pub fn new(machine: M) -> Driver<M> {
         let next_free = machine.memory().start;
-        Driver { machine, queues: BTreeMap::new(), next_free, next_cid: 0 }
+        Driver { machine, patience: 10_000, queues: BTreeMap::new(), page: 4096, next_free, next_cid: 0 }
     }
 
     /// Loads a register.
@@ -147,8 +146,8 @@ impl<M: Machine> Driver<M> {
 
     /// Pages for `len` bytes; never given back.
     pub fn alloc(&mut self, len: u64) -> Result<u64, DriverError> {
-        let iova = self.next_free;
-        let end = iova + len.next_multiple_of(PAGE);
+        let iova = self.next_free.next_multiple_of(self.page);
+        let end = iova + len.next_multiple_of(self.page);
         if end > self.machine.memory().end {
             return Err(DriverError::NoMemory);
         }
@@ -164,7 +163,7 @@ impl<M: Machine> Driver<M> {
 
     /// Waits until CSTS has or lacks a bit.
     pub fn wait(&mut self, bit: Csts, set: bool) -> Result<(), DriverError> {
-        for _ in 0..PATIENCE {
+        for _ in 0..self.patience {
             let status = self.status();
             if status.contains(bit) == set {
                 return Ok(());
@@ -193,6 +192,7 @@ impl<M: Machine> Driver<M> {
     pub fn enable_with(&mut self, entries: u16, cc: Cc) -> Result<(), DriverError> {
         self.disable()?;
         self.forget();
+        self.page = 4096 << cc.mps();
         let pair = self.queue_memory(entries)?;
         self.set_register(Register::Aqa, Aqa::new(entries, entries).0);
         self.set_register(Register::AsqLow, pair.sq as u32);
@@ -322,7 +322,7 @@ impl<M: Machine> Driver<M> {
     /// Executes one command on a queue that is otherwise idle.
     pub fn execute(&mut self, id: u16, command: Command) -> Result<Completion, DriverError> {
         let cid = self.submit(id, command)?;
-        for _ in 0..PATIENCE {
+        for _ in 0..self.patience {
             self.machine.step();
             if let Some(completion) = self.peek(id) {
                 self.release(id);
@@ -350,16 +350,16 @@ impl<M: Machine> Driver<M> {
     /// where it takes one.
     pub fn point(&mut self, mut command: Command, iova: u64, len: u64) -> Result<Command, DriverError> {
         command.prp1.set(iova);
-        let first = PAGE - iova % PAGE;
+        let first = self.page - iova % self.page;
         if len <= first {
             return Ok(command);
         }
         let second = iova + first;
-        if len <= first + PAGE {
+        if len <= first + self.page {
             command.prp2.set(second);
             return Ok(command);
         }
-        let pages: Vec<u64> = (second..iova + len).step_by(PAGE as usize).collect();
+        let pages: Vec<u64> = (second..iova + len).step_by(self.page as usize).collect();
         let list = self.prp_list(&pages)?;
         command.prp2.set(list);
         Ok(command)
@@ -367,10 +367,10 @@ impl<M: Machine> Driver<M> {
 
     /// A PRP list of these pages, chained where it takes more than one page.
     pub fn prp_list(&mut self, pages: &[u64]) -> Result<u64, DriverError> {
-        const ENTRIES: usize = PAGE as usize / 8;
-        let here = if pages.len() > ENTRIES { ENTRIES - 1 } else { pages.len() };
+        let entries = self.page as usize / 8;
+        let here = if pages.len() > entries { entries - 1 } else { pages.len() };
         let (now, later) = pages.split_at(here);
-        let list = self.alloc(PAGE)?;
+        let list = self.alloc(self.page)?;
         let mut entries: Vec<u64> = now.to_vec();
         if !later.is_empty() {
             entries.push(self.prp_list(later)?);
@@ -395,7 +395,7 @@ impl<M: Machine> Driver<M> {
 
     /// Identify, into fresh memory.
     pub fn identify<T: FromBytes + IntoBytes>(&mut self, cns: Cns, nsid: u32) -> Result<T, DriverError> {
-        let iova = self.alloc(PAGE)?;
+        let iova = self.alloc(4096)?;
         let identify = Command {
             nsid: nsid.into(),
             cdw10: u32::from(cns.raw()).into(),

@@ -1,5 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The NVMe controller, driven as a program would.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod admin;
+mod events;
+mod features;
 mod fixture;
+mod identify;
 mod init;
+mod io;
+mod io_errors;
+mod logs;
+mod prp;
+mod queues;
+mod random;
+mod registers;
+mod reset;
+mod threads;
