@@ -186,6 +186,12 @@ impl Host {
         self.vfio.is_open(address)
     }
 
+    /// The function that a device file is of.
+    #[must_use]
+    pub fn device_address(&self, file: FileId) -> Option<Address> {
+        self.vfio.device_address(file)
+    }
+
     /// Files that are open.
     #[must_use]
     pub fn open_files(&self) -> usize {

@@ -1,3 +1,104 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The `vfuse` command.
-fn main() {}
+//! The `vfuse` command: reads the command line and the lab, puts the pretend
+//! kernel behind the front door, and exits as the program did.
+
+mod args;
+mod control;
+mod kernel;
+mod log;
+mod platform;
+mod storage;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use host::{FunctionInfo, Host, Lab};
+
+use crate::args::{Arguments, Command, DeviceCommand, LabCommand, Run};
+
+/// Usage errors, a lab that cannot be used among them, as in most commands.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match &arguments.command {
+        Command::Run(run) => self::run(run, arguments.verbose),
+        Command::Lab(LabCommand::Check { file }) => log::start(arguments.verbose, None).and_then(|()| check(file)),
+        Command::Device(DeviceCommand::List { control, json }) => list(control, *json),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("vfuse: {error:#}");
+        match error.downcast_ref::<intercept::Error>() {
+            Some(error) => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1)),
+            None => ExitCode::from(USAGE),
+        }
+    })
+}
+
+fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
+    log::start(verbose, run.trace.as_deref())?;
+    let lab = read_lab(run)?;
+    let waker = intercept::Waker::new().context("cannot make an eventfd")?;
+    let platform = platform::Real::new(waker.clone())?;
+    let host = Host::new(lab, Arc::clone(&platform) as _, Box::new(storage::Real))?;
+    let host = Arc::new(Mutex::new(host));
+    let control = match &run.control {
+        Some(path) => Some(control::Control::serve(path, Arc::clone(&host))?),
+        None => None,
+    };
+    let (program, rest) = run.program.split_first().context("no program given")?;
+    let mut options = intercept::Options::new(program, rest);
+    options.isolation = match run.isolation {
+        args::Isolation::Auto => intercept::Isolation::Auto,
+        args::Isolation::Namespaces => intercept::Isolation::Namespaces,
+        args::Isolation::Userns => intercept::Isolation::Userns,
+        args::Isolation::Paths => intercept::Isolation::Paths,
+    };
+    options.sysfs_writable = run.sysfs_writable;
+    options.whole_process = true;
+    options.waker = Some(waker);
+    let status = intercept::run(options, Box::new(kernel::Running::new(host, platform)))?;
+    drop(control);
+    intercept::exit_like(status)
+}
+
+fn read_lab(run: &Run) -> Result<Lab> {
+    let mut lab = match &run.lab {
+        Some(file) => parse(file)?,
+        None if run.device.is_empty() => Lab::standard(),
+        None => Lab::default(),
+    };
+    for device in &run.device {
+        lab.add_device(device)?;
+    }
+    Ok(lab)
+}
+
+fn parse(file: &Path) -> Result<Lab> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read the lab file {name}"))?;
+    Ok(Lab::parse(&name, &text)?)
+}
+
+fn list(control: &Path, json: bool) -> Result<ExitCode> {
+    let answer = control::ask(control, "/v1/functions")?;
+    if json {
+        println!("{answer}");
+    } else {
+        let functions: Vec<FunctionInfo> = serde_json::from_str(&answer).context("the lab's answer")?;
+        print!("{}", host::table(&functions));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the lab without disks and shows what is plugged in.
+fn check(file: &Path) -> Result<ExitCode> {
+    let lab = parse(file)?;
+    let platform = platform::Real::new(intercept::Waker::new().context("cannot make an eventfd")?)?;
+    let host = Host::new(lab, platform, Box::new(storage::None))?;
+    print!("{}", host::table(&host.functions()));
+    Ok(ExitCode::SUCCESS)
+}

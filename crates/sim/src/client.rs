@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A simulated program: memory, descriptors, and a journal of what devices did
+//! to its memory.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use caller::{Caller, Capability, FileId, Pinned, ProcessId};
+use device::Event;
+use iommu::{Memory, MemoryFault};
+use models::testing::CountedEvent;
+use uapi::Errno;
+use vm_memory::VolatileSlice;
+
+/// Virtual address of the first byte of every program's memory.
+pub(crate) const BASE: u64 = 0x10_0000;
+/// Bytes of a program's memory.
+pub(crate) const SIZE: u64 = 1 << 20;
+
+/// What a device did to a program's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Touch {
+    pub(crate) vaddr: Range<u64>,
+    pub(crate) write: bool,
+}
+
+/// A program's memory. Devices reach it by copying only, so that each access
+/// is seen.
+#[derive(Debug)]
+pub(crate) struct SimMemory {
+    bytes: Mutex<Vec<u8>>,
+    touched: Mutex<Vec<Touch>>,
+}
+
+impl SimMemory {
+    fn new() -> Arc<SimMemory> {
+        Arc::new(SimMemory { bytes: Mutex::new(vec![0; SIZE as usize]), touched: Mutex::default() })
+    }
+
+    /// The journal since the last call.
+    pub(crate) fn take_touched(&self) -> Vec<Touch> {
+        std::mem::take(&mut *self.touched.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    fn range(vaddr: u64, len: usize) -> Option<Range<usize>> {
+        let start = vaddr.checked_sub(BASE)?;
+        let end = start.checked_add(len as u64).filter(|end| *end <= SIZE)?;
+        Some(start as usize..end as usize)
+    }
+
+    fn load(&self, vaddr: u64, to: &mut [u8]) -> Option<()> {
+        let range = SimMemory::range(vaddr, to.len())?;
+        to.copy_from_slice(self.bytes.lock().unwrap_or_else(|e| e.into_inner()).get(range)?);
+        Some(())
+    }
+
+    fn store(&self, vaddr: u64, from: &[u8]) -> Option<()> {
+        let range = SimMemory::range(vaddr, from.len())?;
+        self.bytes.lock().unwrap_or_else(|e| e.into_inner()).get_mut(range)?.copy_from_slice(from);
+        Some(())
+    }
+
+    fn touch(&self, vaddr: u64, len: usize, write: bool) {
+        let touch = Touch { vaddr: vaddr..vaddr.saturating_add(len as u64), write };
+        self.touched.lock().unwrap_or_else(|e| e.into_inner()).push(touch);
+    }
+}
+
+impl Memory for SimMemory {
+    fn slice(&self, _offset: u64, _len: usize) -> Option<VolatileSlice<'_>> {
+        None
+    }
+
+    fn read(&self, offset: u64, to: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
+        self.touch(offset, to.len(), false);
+        let mut bytes = vec![0; to.len()];
+        self.load(offset, &mut bytes).ok_or(MemoryFault)?;
+        to.copy_from(&bytes);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, from: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
+        self.touch(offset, from.len(), true);
+        let mut bytes = vec![0; from.len()];
+        from.copy_to(&mut bytes);
+        self.store(offset, &bytes).ok_or(MemoryFault)
+    }
+}
+
+/// An open descriptor.
+#[derive(Clone, Debug)]
+pub(crate) enum Fd {
+    File(FileId),
+    Event(Arc<CountedEvent>),
+}
+
+/// A program.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) memory: Arc<SimMemory>,
+    process: ProcessId,
+    fds: RefCell<BTreeMap<i32, Fd>>,
+}
+
+impl Client {
+    pub(crate) fn new(process: u64) -> Client {
+        Client { memory: SimMemory::new(), process: ProcessId(process), fds: RefCell::default() }
+    }
+
+    /// Opens the lowest free descriptor.
+    pub(crate) fn install(&self, fd: Fd) -> i32 {
+        let mut fds = self.fds.borrow_mut();
+        let number = (3..).find(|n| !fds.contains_key(n)).unwrap_or(i32::MAX);
+        fds.insert(number, fd);
+        number
+    }
+
+    /// Closes a descriptor.
+    pub(crate) fn remove(&self, fd: i32) -> Option<Fd> {
+        self.fds.borrow_mut().remove(&fd)
+    }
+
+    /// Descriptors that are open.
+    pub(crate) fn open(&self) -> Vec<i32> {
+        self.fds.borrow().keys().copied().collect()
+    }
+
+    pub(crate) fn file_id(&self, fd: i32) -> Option<FileId> {
+        match self.fds.borrow().get(&fd) {
+            Some(Fd::File(file)) => Some(*file),
+            _ => None,
+        }
+    }
+
+    /// The program's own load; not in the journal.
+    pub(crate) fn get(&self, vaddr: u64, to: &mut [u8]) {
+        let _ = self.memory.load(vaddr, to);
+    }
+
+    /// The program's own store.
+    pub(crate) fn set(&self, vaddr: u64, from: &[u8]) {
+        let _ = self.memory.store(vaddr, from);
+    }
+}
+
+impl Caller for Client {
+    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        self.memory.load(addr, buf).ok_or(Errno::EFAULT)
+    }
+
+    fn write(&self, addr: u64, buf: &[u8]) -> Result<(), Errno> {
+        self.memory.store(addr, buf).ok_or(Errno::EFAULT)
+    }
+
+    fn event(&self, fd: i32) -> Result<Arc<dyn Event>, Errno> {
+        match self.fds.borrow().get(&fd) {
+            None => Err(Errno::EBADF),
+            Some(Fd::Event(event)) => Ok(Arc::clone(event) as Arc<dyn Event>),
+            Some(Fd::File(_)) => Err(Errno::EINVAL),
+        }
+    }
+
+    fn file(&self, fd: i32) -> Result<Option<FileId>, Errno> {
+        match self.fds.borrow().get(&fd) {
+            None => Err(Errno::EBADF),
+            Some(Fd::File(file)) => Ok(Some(*file)),
+            Some(Fd::Event(_)) => Ok(None),
+        }
+    }
+
+    fn pin(&self, vaddr: u64, len: u64, _write: bool) -> Result<Pinned, Errno> {
+        let len = usize::try_from(len).map_err(|_| Errno::EFAULT)?;
+        SimMemory::range(vaddr, len).ok_or(Errno::EFAULT)?;
+        Ok(Pinned { memory: Arc::clone(&self.memory) as Arc<dyn Memory>, offset: vaddr })
+    }
+
+    fn capable(&self, _capability: Capability) -> bool {
+        false
+    }
+
+    fn memlock_limit(&self) -> u64 {
+        2 * SIZE
+    }
+
+    fn process(&self) -> ProcessId {
+        self.process
+    }
+}

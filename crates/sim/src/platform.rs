@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The machine under a simulated lab: virtual time, seeded randomness, device
+//! files and disks in memory.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use caller::{Platform, WatchId};
+use device::{DeviceFile, DeviceFiles, Disk, Event, NoDeviceFile, RegionLayout};
+use host::Storage;
+use host::lab::DiskSpec;
+use models::testing::{MemoryDisk, TestFile};
+
+/// The simulated machine.
+#[derive(Debug)]
+pub(crate) struct SimPlatform {
+    now: AtomicU64,
+    random: Mutex<fastrand::Rng>,
+}
+
+impl SimPlatform {
+    pub(crate) fn new(seed: u64) -> Arc<SimPlatform> {
+        Arc::new(SimPlatform { now: AtomicU64::new(0), random: Mutex::new(fastrand::Rng::with_seed(seed)) })
+    }
+
+    /// Lets time pass.
+    pub(crate) fn advance(&self, ns: u64) {
+        self.now.fetch_add(ns, Ordering::Relaxed);
+    }
+}
+
+impl Platform for SimPlatform {
+    // Nobody but the simulated client signals events; it says so itself.
+    fn watch(&self, _id: WatchId, _event: &Arc<dyn Event>) {}
+
+    fn unwatch(&self, _id: WatchId) {}
+
+    fn random(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        self.random.lock().unwrap_or_else(|e| e.into_inner()).fill(&mut bytes);
+        bytes
+    }
+
+    fn now(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    fn device_files(&self) -> &dyn DeviceFiles {
+        self
+    }
+}
+
+impl DeviceFiles for SimPlatform {
+    fn create(&self, layout: &RegionLayout) -> Result<Arc<dyn DeviceFile>, NoDeviceFile> {
+        Ok(TestFile::new(layout.mmap))
+    }
+}
+
+/// Disks in memory.
+#[derive(Debug)]
+pub(crate) struct SimStorage;
+
+impl Storage for SimStorage {
+    fn open(&self, spec: &DiskSpec) -> Result<Arc<dyn Disk>, String> {
+        let size = usize::try_from(spec.size.unwrap_or_default()).map_err(|_| "the disk is too large".to_owned())?;
+        Ok(MemoryDisk::new(size))
+    }
+}

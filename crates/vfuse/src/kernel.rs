@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The pretend kernel behind the front door.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use caller::{Caller, FileId, Reply};
+use device::{DeviceFile, Endpoint};
+use host::tree::{Entry, Node};
+use host::{FileKind, Host};
+use sys::executor::Executor;
+use uapi::Errno;
+
+use crate::platform::Real;
+
+/// A host whose devices have threads to run on.
+pub(crate) struct Running {
+    host: Arc<Mutex<Host>>,
+    platform: Arc<Real>,
+    executor: Executor,
+    /// Endpoints that the executor has, as of tree generation `generation`.
+    placed: Vec<Arc<Endpoint>>,
+    generation: Option<u64>,
+}
+
+impl Running {
+    pub(crate) fn new(host: Arc<Mutex<Host>>, platform: Arc<Real>) -> Running {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        let executor = Executor::new(workers, platform.clock());
+        let mut running = Running { host, platform, executor, placed: Vec::new(), generation: None };
+        running.place();
+        running
+    }
+
+    /// Puts endpoints that have appeared on the executor, takes those away
+    /// that have gone.
+    fn place(&mut self) {
+        let host = self.host.lock().unwrap_or_else(|e| e.into_inner());
+        if self.generation.replace(host.generation()) == Some(host.generation()) {
+            return;
+        }
+        let present: Vec<Arc<Endpoint>> = host.endpoints().map(Arc::clone).collect();
+        drop(host);
+        let has = |list: &[Arc<Endpoint>], endpoint| list.iter().any(|e| Arc::ptr_eq(e, endpoint));
+        for gone in self.placed.iter().filter(|e| !has(&present, e)) {
+            self.executor.remove(gone);
+        }
+        for new in present.iter().filter(|e| !has(&self.placed, e)) {
+            self.executor.add(new);
+        }
+        self.placed = present;
+    }
+
+    /// The control socket's thread looks at the host too.
+    fn host(&self) -> MutexGuard<'_, Host> {
+        self.host.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl intercept::Kernel for Running {
+    fn open(&mut self, node: &intercept::Node, caller: &dyn Caller) -> Result<FileId, Errno> {
+        let node = match node.0.strip_prefix("vfio/") {
+            Some("vfio") => Node::VfioContainer,
+            Some(group) => Node::VfioGroup(group.parse().map_err(|_| Errno::ENOENT)?),
+            None => return Err(Errno::ENOENT),
+        };
+        self.host().open(node, caller)
+    }
+
+    fn ioctl(&mut self, file: FileId, request: u32, arg: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
+        self.host().ioctl(file, request, arg, caller)
+    }
+
+    fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+        self.host().read(file, offset, buf, len, caller)
+    }
+
+    fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+        self.host().write(file, offset, buf, len, caller)
+    }
+
+    fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool) -> Result<(), Errno> {
+        self.host().mmap(file, offset, len, shared)
+    }
+
+    fn release(&mut self, file: FileId) {
+        self.host().release(file);
+    }
+
+    fn device_file(&self, file: FileId) -> Option<Arc<dyn DeviceFile>> {
+        self.host().device_file(file)
+    }
+
+    fn kind(&self, file: FileId) -> Option<intercept::FileKind> {
+        self.host().kind(file).map(|kind| match kind {
+            FileKind::VfioContainer => intercept::FileKind::Container,
+            FileKind::VfioGroup => intercept::FileKind::Group,
+            FileKind::VfioDevice => intercept::FileKind::Device,
+        })
+    }
+
+    fn tree_generation(&self) -> u64 {
+        self.host().generation()
+    }
+
+    fn tree(&self) -> intercept::Tree {
+        let mut tree = intercept::Tree::default();
+        for (path, entry) in self.host().tree().iter() {
+            match entry {
+                Entry::Directory { own } => {
+                    tree.entries.insert(path.to_owned(), intercept::Entry::Dir { own: *own });
+                }
+                Entry::File { content, mode, .. } => tree.file(path, u32::from(*mode), content.clone()),
+                Entry::Link(target) => tree.symlink(path, target),
+                Entry::Device(Node::VfioContainer) => tree.node("vfio/vfio"),
+                Entry::Device(Node::VfioGroup(group)) => tree.node(&format!("vfio/{group}")),
+            }
+        }
+        tree
+    }
+
+    fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<usize, Errno> {
+        let result = self.host().store(path, data);
+        self.place();
+        result
+    }
+
+    fn attend(&mut self) {
+        for watch in self.platform.fired() {
+            self.host().event_fired(watch);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The machine as the core sees it: clock, randomness, device files, eventfds
+//! that somebody else signals.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use anyhow::{Context, Result};
+use caller::{Platform, WatchId};
+use device::{DeviceFiles, Event};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use sys::clock::Clock;
+use sys::event::EventFd;
+use sys::window::MemfdFiles;
+
+/// This machine.
+#[derive(Debug)]
+pub(crate) struct Real {
+    clock: Clock,
+    files: MemfdFiles,
+    watches: Arc<Watches>,
+}
+
+/// Eventfds that the core waits for: irqfd and ioeventfd.
+#[derive(Debug)]
+struct Watches {
+    epoll: OwnedFd,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    events: HashMap<u64, Arc<EventFd>>,
+    fired: Vec<WatchId>,
+}
+
+impl Watches {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Takes the counters of watched events for ever, and wakes whoever
+    /// collects what fired.
+    fn wait(&self, waker: &intercept::Waker) {
+        let mut ready = Vec::with_capacity(64);
+        loop {
+            ready.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "irqfd and ioeventfd have stopped working");
+                    return;
+                }
+            }
+            let mut state = self.state();
+            for event in &ready {
+                let id = event.data.u64();
+                if state.events.get(&id).is_some_and(|event| event.take() > 0) {
+                    state.fired.push(WatchId(id));
+                }
+            }
+            drop(state);
+            waker.wake();
+        }
+    }
+}
+
+impl Real {
+    /// `waker` is used when a watched event has fired; [`fired`](Self::fired) says which.
+    pub(crate) fn new(waker: intercept::Waker) -> Result<Arc<Real>> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC).context("cannot make an epoll descriptor")?;
+        let watches = Arc::new(Watches { epoll, state: Mutex::default() });
+        let waiter = Arc::clone(&watches);
+        std::thread::Builder::new()
+            .name("events".into())
+            .spawn(move || waiter.wait(&waker))
+            .context("cannot start a thread")?;
+        Ok(Arc::new(Real { clock: Clock::new(), files: MemfdFiles, watches }))
+    }
+
+    /// Takes the watches that fired since the last call.
+    pub(crate) fn fired(&self) -> Vec<WatchId> {
+        std::mem::take(&mut self.watches.state().fired)
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock
+    }
+}
+
+impl Platform for Real {
+    fn watch(&self, id: WatchId, event: &Arc<dyn Event>) {
+        let Some(event) = EventFd::of(event) else { return };
+        let added = epoll::add(&self.watches.epoll, &*event, EventData::new_u64(id.0), EventFlags::IN | EventFlags::ET);
+        if let Err(error) = added {
+            tracing::error!(%error, "an eventfd cannot be watched");
+            return;
+        }
+        self.watches.state().events.insert(id.0, event);
+    }
+
+    fn unwatch(&self, id: WatchId) {
+        if let Some(event) = self.watches.state().events.remove(&id.0) {
+            // It is closed next, which takes it out as well.
+            let _ = epoll::delete(&self.watches.epoll, &*event);
+        }
+    }
+
+    fn random(&self) -> [u8; 16] {
+        sys::random::bytes()
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    fn device_files(&self) -> &dyn DeviceFiles {
+        &self.files
+    }
+}
