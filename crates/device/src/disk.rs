@@ -17,6 +17,11 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
         self.len() == 0
     }
 
+    /// Whether writing fails, always.
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
     /// Reads from `offset` into a run of translated memory.
     fn read(&self, offset: u64, to: &Segment<'_>) -> Result<(), DiskError>;
 
