@@ -209,10 +209,11 @@ impl Controller {
         if metadata_and_protection & !1 != 0 || erase > 1 {
             return Err(Status::INVALID_FIELD.into());
         }
-        for (i, namespace) in self.namespaces.iter().enumerate() {
-            if nsid == ALL_NAMESPACES || nsid as usize == i + 1 {
-                namespace.disk.discard(0, namespace.blocks << namespace.shift).map_err(Error::Write)?;
-            }
+        let chosen = |id: &usize| nsid == ALL_NAMESPACES || nsid as usize == *id;
+        let namespaces = || (1..).zip(&self.namespaces).filter(|(id, _)| chosen(id)).map(|(_, namespace)| namespace);
+        namespaces().try_for_each(|namespace| namespace.check_writable())?;
+        for namespace in namespaces() {
+            namespace.disk.discard(0, namespace.blocks << namespace.shift).map_err(Error::Write)?;
         }
         Ok(())
     }

@@ -136,6 +136,9 @@ impl Namespace {
         id.fpi = namespace::FPI_IDLE;
         id.dlfeat = namespace::DLFEAT_ZEROES;
         id.nvmcap = (u128::from(self.blocks) << self.shift).into();
+        if self.read_only {
+            id.nsattr = namespace::NSATTR_WRITE_PROTECTED;
+        }
         id.nguid = self.ids.nguid;
         id.eui64 = self.ids.eui64;
         id.lbaf[0] = LbaFormat { ms: 0.into(), lbads: self.shift, rp: 0 };

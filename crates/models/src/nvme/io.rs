@@ -49,9 +49,12 @@ impl Controller {
             self.flush_all()?;
             return Ok(0);
         }
-        self.namespace(nsid)?;
+        let namespace = self.namespace(nsid)?;
+        if matches!(opcode, NvmOpcode::Write | NvmOpcode::WriteZeroes | NvmOpcode::DatasetManagement) {
+            namespace.check_writable()?;
+        }
         match opcode {
-            NvmOpcode::Flush => self.namespace(nsid)?.disk.flush().map_err(Error::Write).map(|()| 0),
+            NvmOpcode::Flush => namespace.disk.flush().map_err(Error::Write).map(|()| 0),
             NvmOpcode::Read => self.read_blocks(io, command),
             NvmOpcode::Write => self.write_blocks(io, command),
             NvmOpcode::Compare => self.compare(io, command),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use device::Disk;
 
 use super::LbaSize;
+use super::spec::Status;
 
 /// A namespace.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct Namespace {
     pub(crate) shift: u8,
     /// Size in blocks.
     pub(crate) blocks: u64,
+    /// Whether it may not be written.
+    pub(crate) read_only: bool,
     /// Its names.
     pub(crate) ids: Ids,
 }
@@ -28,7 +31,13 @@ impl Namespace {
     pub(crate) fn new(disk: Arc<dyn Disk>, lba_size: LbaSize, serial: &str, id: u32) -> Namespace {
         let shift = lba_size.shift();
         let blocks = disk.len() >> shift;
-        Namespace { disk, shift, blocks, ids: Ids::new(serial, id) }
+        let read_only = disk.is_read_only();
+        Namespace { disk, shift, blocks, read_only, ids: Ids::new(serial, id) }
+    }
+
+    /// Refuses what would change a namespace that may not be written.
+    pub(crate) fn check_writable(&self) -> Result<(), Status> {
+        if self.read_only { Err(Status::WRITE_PROTECTED) } else { Ok(()) }
     }
 
     /// Whether `count` blocks from `slba` lie inside.

@@ -15,6 +15,7 @@ use super::memory::region;
 #[derive(Debug)]
 pub struct MemoryDisk {
     state: Mutex<State>,
+    read_only: bool,
 }
 
 #[derive(Debug)]
@@ -43,9 +44,18 @@ impl MemoryDisk {
     /// A disk of `len` zero bytes.
     #[must_use]
     pub fn new(len: usize) -> Arc<MemoryDisk> {
-        Arc::new(MemoryDisk {
-            state: Mutex::new(State { bytes: region(len), calls: DiskCalls::default(), failure: None }),
-        })
+        MemoryDisk::with(len, false)
+    }
+
+    /// A disk of `len` zero bytes that says it cannot be written.
+    #[must_use]
+    pub fn read_only(len: usize) -> Arc<MemoryDisk> {
+        MemoryDisk::with(len, true)
+    }
+
+    fn with(len: usize, read_only: bool) -> Arc<MemoryDisk> {
+        let state = State { bytes: region(len), calls: DiskCalls::default(), failure: None };
+        Arc::new(MemoryDisk { state: Mutex::new(state), read_only })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -101,6 +111,10 @@ fn zero(bytes: &VolatileSlice<'_>) -> Result<(), DiskError> {
 impl Disk for MemoryDisk {
     fn len(&self) -> u64 {
         self.lock().bytes.size() as u64
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     fn read(&self, offset: u64, to: &Segment<'_>) -> Result<(), DiskError> {

@@ -2,12 +2,12 @@
 //! NVM commands that fail, each with the status that the specification names.
 
 use device::DiskError;
-use models::nvme::LbaSize;
-use models::nvme::spec::{ALL_NAMESPACES, Command, LogPage, NvmOpcode, Status};
-use models::testing::nvme::blocks_command;
-use models::testing::{Access, TestMemory};
+use models::nvme::spec::{ALL_NAMESPACES, AdminOpcode, Cns, Command, IdentifyNamespace, LogPage, NvmOpcode, Status};
+use models::nvme::{Config, Controller, LbaSize};
+use models::testing::nvme::{Driver, blocks_command, command};
+use models::testing::{Access, Bench, MemoryDisk, TestMemory};
 
-use crate::fixture::{DISK, MEMORY, check, fixture_on, ready};
+use crate::fixture::{DISK, Fixture, MEMORY, check, fixture_on, ready};
 
 const BLOCKS: u64 = DISK as u64 / 512;
 
@@ -141,4 +141,26 @@ fn failures_of_the_medium() {
     let get = Command { opcode: 2, cdw10: smart.into(), prp1: iova.into(), ..Command::default() };
     fixture.driver.admin(get).unwrap();
     assert_eq!(fixture.bytes(iova + 160, 1), [5], "media errors");
+}
+
+#[test]
+fn a_namespace_that_may_not_be_written_says_so() {
+    let disk = MemoryDisk::read_only(1 << 20);
+    let config = Config { namespaces: vec![disk.clone()], ..Config::default() };
+    let bench = Bench::new(Box::new(Controller::new(config)), Access::Mapped, TestMemory::new(1 << 20, false));
+    let mut fixture = Fixture { driver: Driver::new(bench), disk };
+    fixture.driver.enable(32).unwrap();
+    fixture.driver.create_queue_pair(1, 32, None).unwrap();
+    let ns: IdentifyNamespace = fixture.driver.identify(Cns::Namespace, 1).unwrap();
+    assert_eq!(ns.nsattr, 1);
+    let read = fixture.small_read();
+    for opcode in NvmOpcode::ALL {
+        let status = match opcode {
+            NvmOpcode::Read | NvmOpcode::Compare | NvmOpcode::Flush => Status::SUCCESS,
+            NvmOpcode::Write | NvmOpcode::WriteZeroes | NvmOpcode::DatasetManagement => Status::WRITE_PROTECTED,
+        };
+        assert_eq!(fixture.status(1, Command { opcode: opcode.raw(), ..read }), status, "{opcode:?}");
+    }
+    let format = Command { nsid: 1.into(), ..command(AdminOpcode::FormatNvm) };
+    assert_eq!(fixture.status(0, format), Status::WRITE_PROTECTED);
 }

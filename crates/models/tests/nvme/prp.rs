@@ -31,7 +31,7 @@ fn list(fixture: &mut Fixture, pages: &[u64], skip: usize, page: u64) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(40))]
 
     /// Data written from scattered pages are those on the disk, and come back
     /// to other scattered pages.

@@ -227,6 +227,8 @@ pub struct LbaFormat {
 pub mod namespace {
     /// DLFEAT: deallocated blocks read as zeros, and Write Zeroes may deallocate.
     pub const DLFEAT_ZEROES: u8 = 1 | 1 << 3;
+    /// NSATTR: write protected.
+    pub const NSATTR_WRITE_PROTECTED: u8 = 1;
     /// FPI: a Format NVM progress indicator; none is under way.
     pub const FPI_IDLE: u8 = 0x80;
 }
