@@ -55,6 +55,9 @@ pub struct Options {
     pub enable_sriov: bool,
     /// `vfio_pci.disable_idle_d3`.
     pub disable_idle_d3: bool,
+    /// Extension: mappings are not held against `RLIMIT_MEMLOCK`. Nothing is
+    /// really pinned here, and no unprivileged user can raise the limit.
+    pub unlimited_memlock: bool,
     /// Bits of an I/O virtual address: the IOMMU's aperture is
     /// `0..=2^address_width - 1` (API-066).
     pub address_width: u8,
@@ -72,6 +75,7 @@ impl Default for Options {
             enable_unsafe_noiommu_mode: false,
             enable_sriov: false,
             disable_idle_d3: false,
+            unlimited_memlock: false,
             address_width: 48,
             interrupt_remapping: true,
             cache_coherency: true,
@@ -109,7 +113,7 @@ impl Vfio {
             containers: BTreeMap::new(),
             groups: Groups::default(),
             devices: Devices::new(platform, &options),
-            locked: LockedMemory::default(),
+            locked: LockedMemory::new(options.unlimited_memlock),
             options,
         }
     }

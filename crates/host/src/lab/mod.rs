@@ -131,6 +131,7 @@ fn vfio_options(mut section: Section) -> Result<vfio::Options, LabError> {
         allow_unsafe_interrupts: section.take_or("allow_unsafe_interrupts", Switch(false))?.0,
         enable_sriov: section.take_or("enable_sriov", Switch(false))?.0,
         disable_idle_d3: section.take_or("disable_idle_d3", Switch(false))?.0,
+        unlimited_memlock: section.take_or("unlimited_memlock", Switch(false))?.0,
         ..default
     };
     section.finish()?;
