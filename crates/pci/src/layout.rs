@@ -97,8 +97,8 @@ impl Layout {
             self.power_on.iter().zip(&self.writable).rposition(|(value, writable)| (*value, *writable) != (0, 0));
         let len = used.map_or(0, |last| last + 1).max(usize::from(self.next_extended));
         for bytes in [&mut self.power_on, &mut self.writable, &mut self.clear, &mut self.sticky] {
-            bytes.truncate(len);
-            bytes.shrink_to_fit();
+            // A copy, so that the large piece is free for the next function.
+            *bytes = bytes.get(..len).unwrap_or_default().to_vec();
         }
     }
 

@@ -311,7 +311,7 @@ fn numbers_follow_enumeration() {
 }
 
 /// GRP-007: a number that is free again is given to the next one.
-/// GRP-022, GRP-087: a virtual function has a group of its own, whatever its
+/// GRP-022: a virtual function has a group of its own, whatever its
 /// physical function shares.
 #[test]
 fn virtual_functions_and_their_numbers() {

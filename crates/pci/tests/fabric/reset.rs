@@ -112,11 +112,11 @@ fn who_is_reset_together() {
     assert_eq!(fabric.reset_scope(at("05:00.0")), ResetScope::Bus(0, 5));
     assert_eq!(fabric.reset_scope(at("00:09.0")), ResetScope::Function(at("00:09.0")));
     assert_eq!(fabric.reset_scope(at("07:00.0")), ResetScope::Slot(fabric.named("slot").unwrap()));
-    // HOT-054: a VF on the bus of its PF: the list is every function of it.
+    // A VF on the bus of its PF: the list is every function of it.
     assert_eq!(fabric.hot_reset_scope(vf), Ok(vec![at("05:00.0"), vf]));
 }
 
-/// HOT-054: a VF on a bus that only VFs are on.
+/// A VF on a bus that only VFs are on.
 #[test]
 fn a_virtual_bus_cannot_be_reset() {
     let mut fabric = build(|b| {
