@@ -5,6 +5,7 @@ use ::device::Board;
 use caller::Caller;
 use uapi::Errno;
 use uapi::vfio::device::{DmaBuf, DmaRange, Feature, FeatureFlags, LowPowerWakeup, feature, region_index};
+use zerocopy::IntoBytes;
 
 use super::state::{Device, PAGE};
 use super::token::{TOKEN_SIZE, Tokens};
@@ -135,10 +136,10 @@ impl Device {
             return Err(Errno::ENOMEM);
         }
         let list = request.data.checked_add(size_of::<DmaBuf>() as u64).ok_or(Errno::EFAULT)?;
+        let mut ranges = vec![DmaRange::default(); head.nr_ranges as usize];
+        caller.read(list, ranges.as_mut_bytes())?;
         let mut total: u64 = 0;
-        for i in 0..u64::from(head.nr_ranges) {
-            let at = list.checked_add(i * size_of::<DmaRange>() as u64).ok_or(Errno::EFAULT)?;
-            let range: DmaRange = args::read_plain(caller, at)?;
+        for range in ranges {
             if range.length == 0 || !range.offset.is_multiple_of(PAGE) || !range.length.is_multiple_of(PAGE) {
                 return Err(Errno::EINVAL);
             }

@@ -140,7 +140,7 @@ impl Devices {
                 function.restore(state);
             }
         }
-        tracing::info!(functions = scope.len(), "hot reset");
+        tracing::info!(name: "vfio.hot_reset", functions = scope.len());
     }
 }
 

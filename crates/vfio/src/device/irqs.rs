@@ -170,7 +170,7 @@ impl Device {
             self.set_intx_disable(tools.board, self.intx_disabled, tools.now);
         }
         self.endpoint.interrupts.enable_intx(event);
-        tracing::debug!(device = %self.address, "INTx enabled");
+        tracing::debug!(name: "vfio.irq_enable", device = %self.address, mode = ?Mode::Intx);
     }
 
     fn remove_unmask(&mut self, watches: &mut Watches) {
@@ -231,7 +231,7 @@ impl Device {
             let enabled = control & !0x70 | u32::from(self.msi_granted) << 4 | 1;
             self.hw_write(tools.board, at + 2, 2, enabled, tools.now);
         }
-        tracing::debug!(device = %self.address, mode = ?kind, vectors = count, "interrupts enabled");
+        tracing::debug!(name: "vfio.irq_enable", device = %self.address, mode = ?kind, vectors = count);
         Ok(())
     }
 
@@ -282,7 +282,7 @@ impl Device {
                 self.set_intx_disable(board, self.no_intx, now);
             }
         }
-        tracing::debug!(device = %self.address, ?mode, "interrupts disabled");
+        tracing::debug!(name: "vfio.irq_disable", device = %self.address, ?mode);
     }
 
     /// Signals the eventfd of the ERR index; whether there is one.

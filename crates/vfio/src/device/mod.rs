@@ -23,7 +23,7 @@ mod watches;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ::device::{Board, DeviceFile, Driver};
@@ -48,7 +48,7 @@ pub(crate) struct Devices {
     /// file offsets.
     numbers: BTreeMap<Address, u32>,
     open: BTreeMap<Address, Device>,
-    files: HashMap<FileId, Address>,
+    files: BTreeMap<FileId, Address>,
     watches: Watches,
     tokens: Tokens,
     /// Devices that were not reset since a program used them (HOT-043).
@@ -62,7 +62,7 @@ impl Devices {
             options: options.clone(),
             numbers: BTreeMap::new(),
             open: BTreeMap::new(),
-            files: HashMap::new(),
+            files: BTreeMap::new(),
             watches: Watches::new(Arc::clone(&platform)),
             tokens: Tokens::new(Arc::clone(&platform)),
             needs_reset: BTreeSet::new(),
@@ -185,10 +185,13 @@ impl Devices {
         if len == 0 {
             return Ok(0);
         }
-        let now = self.platform.now();
-        device.wake(cx.board, now);
-        let result = device.read(offset, buf, len, cx.caller, cx.board, now);
-        device.idle(cx.board, now);
+        let clock = &*self.platform;
+        if !device.low_power.engaged() {
+            return device.read(offset, buf, len, cx.caller, cx.board, clock);
+        }
+        device.wake(cx.board, clock.now());
+        let result = device.read(offset, buf, len, cx.caller, cx.board, clock);
+        device.idle(cx.board, clock.now());
         result
     }
 

@@ -74,7 +74,7 @@ impl Device {
             self.restore(board, &saved, now);
         }
         self.sync(board, now);
-        tracing::debug!(device = %self.address, from, to, "power state");
+        tracing::debug!(name: "vfio.power_state", device = %self.address, from, to);
         Ok(())
     }
 
@@ -102,11 +102,12 @@ impl Device {
         Ok(())
     }
 
-    /// LOW_POWER_EXIT; nothing if it was not entered (API-201).
+    /// LOW_POWER_EXIT, or the last close; nothing if it was not entered
+    /// (API-201). The wake-up that this is itself is not told.
     pub(super) fn exit_low_power(&mut self, board: &mut Board, now: u64) {
-        self.wake(board, now);
         self.low_power.engaged = false;
         self.low_power.wakeup = None;
+        self.wake(board, now);
         self.sync(board, now);
     }
 
@@ -137,7 +138,7 @@ impl Device {
             self.write_power_state(board, pm, D3, now);
         }
         self.low_power.suspended = Some(Suspended { saved, masked_intx });
-        tracing::debug!(device = %self.address, "suspended");
+        tracing::debug!(name: "vfio.suspend", device = %self.address);
     }
 
     fn resume(&mut self, board: &mut Board, now: u64) {
@@ -154,6 +155,6 @@ impl Device {
             self.endpoint.interrupts.unmask_intx();
         }
         self.sync(board, now);
-        tracing::debug!(device = %self.address, "resumed");
+        tracing::debug!(name: "vfio.resume", device = %self.address);
     }
 }

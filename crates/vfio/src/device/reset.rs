@@ -38,7 +38,7 @@ impl Device {
         let result = self.try_methods(board, now);
         self.restore(board, &saved, now);
         self.sync(board, now);
-        tracing::info!(device = %self.address, works = result.is_ok(), "function reset");
+        tracing::info!(name: "vfio.function_reset", device = %self.address, works = result.is_ok());
         result
     }
 
@@ -73,7 +73,7 @@ impl Device {
                 self.after_reset(board, ResetKind::Bus, now);
             }
         }
-        tracing::debug!(device = %self.address, %method, "reset");
+        tracing::debug!(name: "vfio.reset_method", device = %self.address, %method);
         Ok(())
     }
 

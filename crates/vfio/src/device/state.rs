@@ -145,7 +145,7 @@ impl Device {
         device.config = Config::new(function, sizes, device.no_intx);
         device.endpoint.set_file(Some(Arc::clone(&device.file)), now);
         device.sync(board, now);
-        tracing::info!(device = %address, reset = device.reset_works, "device opened");
+        tracing::info!(name: "vfio.device_open", device = %address, reset_works = device.reset_works);
         Ok(device)
     }
 
@@ -177,7 +177,7 @@ impl Device {
         self.endpoint.set_file(None, now);
         self.error = None;
         self.request = None;
-        tracing::info!(device = %self.address, reset, "device closed");
+        tracing::info!(name: "vfio.device_close", device = %self.address, reset);
         reset
     }
 

@@ -104,7 +104,7 @@ impl Device {
         let lost = |bit: u16| new & shown & !physical & bit != 0;
         let decoding = if self.config.no_command_memory { false } else { lost(cap::COMMAND_MEMORY) };
         if decoding || lost(cap::COMMAND_IO) || self.config.bars_lost(function) {
-            tracing::info!(device = %self.address, "reset recovery: restoring BARs");
+            tracing::info!(name: "vfio.bar_restore", device = %self.address);
             for (at, bar) in self.config.physical_bars() {
                 self.hw_write(board, at, 4, bar, now);
             }

@@ -282,6 +282,43 @@ fn msi() {
     assert_eq!(rig.hw(at + 16, 4), 5);
 }
 
+/// Makes another capability of the MSI one, whose bits all can be written.
+fn with_capability(id: u32) -> (Rig, u16) {
+    let mut rig = Rig::new();
+    let at = rig.cap(5);
+    rig.lab.release(rig.file);
+    rig.function().set(at, 1, id);
+    rig.file = rig.reopen();
+    (rig, at)
+}
+
+/// API-250: AGP, HyperTransport, SATA.
+#[test]
+fn capabilities_without_a_rule_are_read_only() {
+    for id in [0x02, 0x08, 0x12] {
+        let (mut rig, at) = with_capability(id);
+        assert!(chain(&mut rig).contains(&(id as u8)));
+        let before = rig.hw(at + 4, 4);
+        rig.cfg_write(at + 4, 4, !before);
+        assert_eq!((rig.hw(at + 4, 4), rig.cfg(at + 4, 4)), (before, before), "{id:#x}");
+    }
+}
+
+/// API-253
+#[test]
+fn pci_x() {
+    let (mut rig, at) = with_capability(0x07);
+    rig.function().set(at + 2, 2, 0x1000);
+    rig.lab.release(rig.file);
+    rig.file = rig.reopen();
+    rig.cfg_write(at + 2, 2, 0x0070);
+    assert_eq!(rig.hw(at + 2, 2) & 0x70, 0x70, "command");
+    rig.cfg_write(at + 8, 4, 0x1234_5678);
+    assert_eq!(rig.hw(at + 8, 4), 0x1234_5678, "error correction");
+    rig.cfg_write(at + 4, 4, 0x1234_5678);
+    assert_eq!(rig.hw(at + 4, 4), 0, "status");
+}
+
 /// API-254
 #[test]
 fn vendor_specific() {

@@ -113,6 +113,19 @@ fn wake_up_is_told() {
     assert_eq!(enter(&mut rig, 999), Err(Errno::EBADF), "the descriptor comes first");
 }
 
+/// API-270: the close leaves low power without a word.
+#[test]
+fn closing_tells_no_wake_up() {
+    let mut rig = Rig::new();
+    let (fd, woken) = rig.event();
+    feature(&mut rig, SET | 4, &[fd.to_le_bytes(), [0; 4]].concat()).unwrap();
+    rig.lab.release(rig.file);
+    assert_eq!((woken.take(), std::sync::Arc::strong_count(&woken)), (0, 2));
+    assert_eq!(rig.hw(rig_pm(&rig) + 4, 2) & 3, 0);
+    rig.file = rig.reopen();
+    assert_eq!(rig.pread(0, 0, 4).map(|b| b.len()), Ok(4));
+}
+
 /// API-202
 #[test]
 fn intx_is_masked_while_suspended() {
@@ -158,6 +171,10 @@ fn dma_buf_checks() {
         assert_eq!(ask(&mut rig, bar, 0, &[page]), Err(Errno::ENODEV), "{bar}");
     }
     assert_eq!(feature(&mut rig, GET | 11, [0, 0, 0, u32::MAX].as_bytes()), Err(Errno::ENOMEM));
+    // The whole list is copied before any of it is looked at.
+    let zero = DmaRange { offset: 0, length: 0 };
+    let head = [0, 2, 0, 0x3_0000_u32];
+    assert_eq!(feature(&mut rig, GET | 11, &[head.as_bytes(), zero.as_bytes()].concat()), Err(Errno::EFAULT));
     let wrap = DmaRange { offset: u64::MAX - 4095, length: 8192 };
     assert_eq!(ask(&mut rig, 0, 0, &[page, wrap]), Err(Errno::EOVERFLOW));
     for bad in [

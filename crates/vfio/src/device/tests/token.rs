@@ -23,7 +23,7 @@ pub(super) struct VfRig {
 }
 
 fn set_token(rig: &mut Rig, token: &str) -> Result<u64, Errno> {
-    let bytes: Vec<u8> = token.replace('-', "").as_bytes().chunks(2).map(|pair| hex(pair)).collect();
+    let bytes: Vec<u8> = token.replace('-', "").as_bytes().chunks(2).map(hex).collect();
     let arg = rig.lab.client.put_bytes(&[[24_u32, 1 << 17].as_bytes(), &bytes].concat());
     rig.ioctl(FEATURE, arg)
 }
