@@ -5,11 +5,11 @@
 //! and a plain `write` to a full one would stop a device thread for ever. The
 //! kernel itself signals eventfds without blocking, and asynchronous I/O lets
 //! a program have it do so: an operation that is complete at once (a poll of
-//! a readable descriptor) with the eventfd as the one to notify. That adds 1
-//! and saturates, exactly as VFIO's own interrupts do, and costs less than
-//! asking with `poll` before writing. Where AIO is denied, `poll` then `write`
-//! is used; only a program that fills its own counter between the two could
-//! then hold up a thread.
+//! a file that is always ready) with the eventfd as the one to notify. That
+//! adds 1 and saturates, exactly as VFIO's own interrupts do, for 0.7 µs where
+//! `poll` and then `write` take 0.6 and a bare `write` 0.3. Where AIO is
+//! denied, `poll` then `write` is used; only a program that fills its own
+//! counter between the two could then hold up a thread.
 #![allow(unsafe_code)] // raw io_setup/io_submit: no safe wrapper has them
 
 use std::any::Any;
@@ -21,6 +21,7 @@ use std::sync::{Arc, OnceLock};
 
 use device::Event;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{Errno as Raw, ReadWriteFlags, preadv2};
 use uapi::Errno;
 
@@ -114,10 +115,10 @@ thread_local! {
     static QUEUE: RefCell<Option<Option<Queue>>> = const { RefCell::new(None) };
 }
 
-/// A descriptor that is always readable.
+/// A file that is always ready: a memfd, which has no queue to wait in.
 fn always_ready() -> Option<BorrowedFd<'static>> {
     static READY: OnceLock<Option<OwnedFd>> = OnceLock::new();
-    READY.get_or_init(|| eventfd(1, EventfdFlags::CLOEXEC).ok()).as_ref().map(|fd| fd.as_fd())
+    READY.get_or_init(|| memfd_create("ready", MemfdFlags::CLOEXEC).ok()).as_ref().map(|fd| fd.as_fd())
 }
 
 /// Head of the completion ring that the kernel maps for an AIO context

@@ -34,6 +34,8 @@ const CHUNK: u64 = 64 << 30;
 const BUDGET: u64 = 16 << 40;
 /// Descriptors of a program that are looked at to find a file.
 const MAX_DESCRIPTORS: usize = 4096;
+/// Files held open at most.
+const MAX_FILES: usize = 4096;
 /// Times that a file which could not be opened is not looked for again.
 const PATIENCE: u32 = 256;
 
@@ -231,8 +233,6 @@ impl MappedFile {
         } else {
             (offset / CHUNK * CHUNK, end.checked_next_multiple_of(CHUNK)?)
         };
-        // Mapping more of a hugetlbfs file than there is makes it longer.
-        let end = if self.page > crate::page_size() { end.min(size.next_multiple_of(self.page)) } else { end };
         let last = (i64::MAX as u64 + 1) - crate::page_size();
         Some((start, end.min(last)))
     }
@@ -378,11 +378,14 @@ impl Files {
         if let Some(file) = open.get(&key).and_then(Weak::upgrade) {
             return Some(file);
         }
+        open.retain(|_, file| file.strong_count() > 0);
+        if open.len() >= max_files() {
+            return None;
+        }
         let fd = own_file(&key).or_else(|| find(process.pid(), vma, key.writable).map(Arc::new))?;
         let (kind, page) = kind(&fd);
         let file = MappedFile { key, fd, kind, page, size: AtomicU64::new(0), windows: Mutex::default() };
         let file = Arc::new(file);
-        open.retain(|_, file| file.strong_count() > 0);
         open.insert(key, Arc::downgrade(&file));
         Some(file)
     }
@@ -429,6 +432,16 @@ fn find(pid: i32, vma: &Vma, writable: bool) -> Option<OwnedFd> {
         .filter_map(|entry| Some(format!("/proc/{pid}/fd/{}", entry.file_name().to_str()?)))
         .filter(|path| same(path))
         .find_map(|path| open(&path))
+}
+
+/// Most files to hold open: a quarter of the descriptors that we may have, so
+/// that a program with very many files leaves enough for everything else.
+fn max_files() -> usize {
+    static MAX: OnceLock<usize> = OnceLock::new();
+    *MAX.get_or_init(|| {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        usize::try_from(limit / 4).unwrap_or(MAX_FILES).clamp(16, MAX_FILES)
+    })
 }
 
 type Own = HashMap<((u32, u32), u64), Weak<OwnedFd>>;
@@ -506,8 +519,6 @@ mod tests {
         assert_eq!(file(64 << 30, machine).place(1 << 30, 2 << 30), Some((0, 64 << 30)));
         assert_eq!(file(65 << 30, machine).place(1 << 30, 2 << 30), Some((0, 64 << 30)));
         assert_eq!(file(32 << 40, machine).place(32 << 40, (32 << 40) + 4096), Some((32 << 40, (32 << 40) + CHUNK)));
-        // Huge pages: not a byte more than the file has.
-        assert_eq!(file(6 << 20, 2 << 20).place(0, 4096), Some((0, 6 << 20)));
         let end = (1 << 63) - machine;
         assert_eq!(file(end, machine).place(end - 4096, end), Some(((1 << 63) - CHUNK, end)));
     }

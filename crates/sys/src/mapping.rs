@@ -69,6 +69,7 @@ pub(crate) struct Mapping {
     slot: usize,
     offset: u64,
     writable: bool,
+    page: u64,
 }
 
 // SAFETY: the memory is shared with other programs anyway; it is only given out
@@ -84,8 +85,7 @@ impl Mapping {
     pub(crate) fn new(fd: BorrowedFd<'_>, offset: u64, len: usize, writable: bool, page: u64) -> io::Result<Mapping> {
         install_handler();
         let slot = take_slot().ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: no address is asked for, so nothing existing is replaced.
-        let addr = match unsafe { map(std::ptr::null_mut(), len, fd, offset, writable, 0) } {
+        let addr = match map(len, fd, offset, writable, page) {
             Ok(addr) => addr,
             Err(e) => {
                 free_slots().push(slot);
@@ -98,7 +98,7 @@ impl Mapping {
         entry.page.store(usize::try_from(page).unwrap_or(4096), Ordering::Relaxed);
         entry.broken.store(false, Ordering::Relaxed);
         entry.end.store(start + len, Ordering::Release);
-        Ok(Mapping { addr, len, slot, offset, writable })
+        Ok(Mapping { addr, len, slot, offset, writable, page })
     }
 
     /// Length in bytes.
@@ -139,14 +139,24 @@ impl Mapping {
     /// Puts the pages of the file back.
     pub(crate) fn repair(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         TABLE[self.slot].broken.store(false, Ordering::Release);
-        // SAFETY: replaces exactly our own mapping, in one step for whoever
-        // uses it meanwhile, by another one of the same file and length.
-        let mapped =
-            unsafe { map(self.addr.as_ptr(), self.len, fd, self.offset, self.writable, libc::MAP_FIXED) }.map(|_| ());
-        if mapped.is_err() {
+        let repaired = map(self.len, fd, self.offset, self.writable, self.page).and_then(|new| {
+            let (new, old) = (new.as_ptr().cast::<libc::c_void>(), self.addr.as_ptr().cast::<libc::c_void>());
+            // SAFETY: replaces exactly our own mapping, in one step for whoever
+            // uses it meanwhile, by the new one, which nobody knows yet.
+            let moved =
+                unsafe { libc::mremap(new, self.len, self.len, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, old) };
+            if moved != libc::MAP_FAILED {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            // SAFETY: the new mapping, which nobody knows.
+            unsafe { libc::munmap(new, self.len) };
+            Err(error)
+        });
+        if repaired.is_err() {
             TABLE[self.slot].broken.store(true, Ordering::Release);
         }
-        mapped
+        repaired
     }
 }
 
@@ -159,24 +169,27 @@ impl Drop for Mapping {
     }
 }
 
-/// # Safety
-/// With `MAP_FIXED`, `addr` and `len` must be a mapping of the caller's.
-unsafe fn map(
-    addr: *mut u8,
-    len: usize,
-    fd: BorrowedFd<'_>,
-    offset: u64,
-    writable: bool,
-    flags: i32,
-) -> io::Result<NonNull<u8>> {
+/// Maps a part of a file where the kernel likes.
+fn map(len: usize, fd: BorrowedFd<'_>, offset: u64, writable: bool, page: u64) -> io::Result<NonNull<u8>> {
     let offset = libc::off64_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let prot = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+    let both = libc::PROT_READ | libc::PROT_WRITE;
+    // A writable mapping makes a hugetlbfs file as long as itself; one that
+    // becomes writable does not.
+    let in_steps = writable && page > crate::page_size();
+    let prot = if writable && !in_steps { both } else { libc::PROT_READ };
     // Not reserving: huge pages that the program has not touched are not taken from others.
-    let flags = flags | libc::MAP_SHARED | libc::MAP_NORESERVE;
-    // SAFETY: the caller's promise covers MAP_FIXED; else the kernel chooses a free range.
-    let got = unsafe { libc::mmap64(addr.cast(), len, prot, flags, fd.as_raw_fd(), offset) };
+    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+    // SAFETY: no address is asked for, so nothing existing is replaced.
+    let got = unsafe { libc::mmap64(std::ptr::null_mut(), len, prot, flags, fd.as_raw_fd(), offset) };
     if got == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping that was just made.
+    if in_steps && unsafe { libc::mprotect(got, len, both) } != 0 {
+        let error = io::Error::last_os_error();
+        // SAFETY: as above; nobody knows it yet.
+        unsafe { libc::munmap(got, len) };
+        return Err(error);
     }
     NonNull::new(got.cast()).ok_or(io::ErrorKind::OutOfMemory.into())
 }

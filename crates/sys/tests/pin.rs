@@ -316,3 +316,62 @@ fn shared_anonymous_memory_works_whichever_way_it_is_reached() {
     assert!(pinned.memory.slice(pinned.offset, (1 << 16) + (1 << 20)).is_none());
     let _: Arc<dyn Memory> = pinned.memory;
 }
+
+/// Programs with thousands of files do not take our descriptors.
+#[test]
+fn very_many_files_are_reached_without_holding_them_all() {
+    const FILES: u64 = 6000;
+    let mut child = Child::start(|turns| {
+        // One descriptor at a time; the mappings keep the files.
+        let addr = map(0, FILES as usize * 4096, RW, PRIVATE, -1, 0);
+        for file in 0..FILES {
+            let fd = memfd(4096);
+            map(addr + file * PAGE, 4096, RW, SHARED, fd, 0);
+            // SAFETY: a descriptor of the child's own.
+            unsafe { libc::close(fd) };
+            fill(addr + file * PAGE, file as u8, 1);
+        }
+        turns.give(addr);
+    });
+    let (addr, pinner, process) = (child.take(), Pinner::new(), child.process());
+    let pins: Vec<Pinned> =
+        (0..FILES).map(|file| pinner.pin(&process, addr + file * PAGE, PAGE, true).unwrap()).collect();
+    for (file, pinned) in pins.iter().enumerate() {
+        assert_eq!(bytes(pinned, 0, 1).unwrap(), [file as u8]);
+    }
+    assert!(std::fs::read_dir("/proc/self/fd").unwrap().count() < 5000);
+}
+
+/// Huge pages, where the machine has some to spare.
+#[test]
+fn huge_pages_are_shared_too() {
+    const HUGE: usize = 2 << 20;
+    let mut child = Child::start(|turns| {
+        // SAFETY: a valid name; the file is the child's own.
+        let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_HUGETLB) };
+        if fd < 0 {
+            turns.give(0);
+        }
+        truncate(fd, 3 * HUGE as i64);
+        // SAFETY: no address is asked for.
+        let addr = unsafe { libc::mmap(std::ptr::null_mut(), 2 * HUGE, RW, SHARED, fd, HUGE as i64) };
+        if addr == libc::MAP_FAILED {
+            turns.give(0);
+        }
+        fill(addr as u64, 7, 2 * HUGE);
+        turns.give(addr as u64);
+        truncate(fd, HUGE as i64);
+        turns.give(0);
+    });
+    let (addr, pinner, process) = (child.take(), Pinner::new(), child.process());
+    if addr == 0 {
+        return;
+    }
+    let pinned = pinner.pin(&process, addr + PAGE, 2 * HUGE as u64 - PAGE, true).unwrap();
+    let slice = direct(&pinned, 2 * HUGE - PAGE as usize).unwrap();
+    assert_eq!(slice.read_obj::<u8>(HUGE).unwrap(), 7);
+    child.go();
+    child.take();
+    let _ = slice.read_obj::<u8>(HUGE);
+    assert_eq!(bytes(&pinned, HUGE as u64, 1), Err(MemoryFault));
+}
