@@ -42,6 +42,11 @@ struct State {
     vectors: Vec<Vector>,
     /// Messages are not sent although the mode is MSI: its enable bit is off.
     silenced: bool,
+    /// Unbound or masked vectors keep one message: always with MSI-X, with MSI
+    /// if it has mask bits.
+    keeps: bool,
+    /// Mask bits of MSI.
+    mask: u32,
     /// The eventfd of the pin.
     intx: Option<Arc<dyn Event>>,
     /// The device asserts its pin.
@@ -71,20 +76,21 @@ impl Interrupts {
         self.lock().mode
     }
 
-    /// Sends message `vector` (MSI or MSI-X). An MSI-X message whose vector
-    /// has no eventfd stays pending and goes out at the next bind (API-166);
-    /// an MSI one, which has no place to be kept in, is lost.
+    /// Sends message `vector` (MSI or MSI-X). While the vector has no eventfd
+    /// or is masked the message stays pending; it goes out when that ends
+    /// (API-166). MSI without mask bits has no place to keep it: it is lost.
     pub fn message(&self, vector: u16) {
         let mut state = self.lock();
-        let keep = match state.mode {
-            Mode::Msi if !state.silenced => false,
-            Mode::Msix => true,
+        match state.mode {
+            Mode::Msi if !state.silenced => {}
+            Mode::Msix => {}
             _ => return,
-        };
+        }
+        let (masked, keeps) = (state.is_masked(vector), state.keeps);
         if let Some(v) = state.vectors.get_mut(usize::from(vector)) {
             match &v.event {
-                Some(event) => event.signal(),
-                None => v.pending = keep,
+                Some(event) if !masked => event.signal(),
+                _ => v.pending = keeps,
             }
         }
     }
@@ -97,8 +103,8 @@ impl Interrupts {
         state.deliver_pin();
     }
 
-    /// Whether an MSI-X message waits for its vector to be bound: the vector's
-    /// bit in the pending bit array.
+    /// Whether a message waits for its vector to be bound or unmasked: the
+    /// vector's pending bit.
     #[must_use]
     pub fn pending(&self, vector: u16) -> bool {
         self.lock().vectors.get(usize::from(vector)).is_some_and(|v| v.pending)
@@ -128,11 +134,13 @@ impl Interrupts {
         self.lock().intx = event;
     }
 
-    /// From [`Mode::None`] to MSI with so many vectors, none of them bound.
-    pub fn enable_msi(&self, vectors: u16) {
+    /// From [`Mode::None`] to MSI with so many vectors, none of them bound;
+    /// `maskable`: it has mask bits.
+    pub fn enable_msi(&self, vectors: u16, maskable: bool) {
         let mut state = self.lock();
         state.mode = Mode::Msi;
         state.silenced = false;
+        state.keeps = maskable;
         state.vectors = vec![Vector::default(); usize::from(vectors)];
     }
 
@@ -141,6 +149,7 @@ impl Interrupts {
     pub fn enable_msix(&self, vectors: u16) {
         let mut state = self.lock();
         state.mode = Mode::Msix;
+        state.keeps = true;
         state.vectors = vec![Vector::default(); usize::from(vectors)];
     }
 
@@ -166,10 +175,7 @@ impl Interrupts {
         let mut state = self.lock();
         if let Some(v) = state.vectors.get_mut(usize::from(vector)) {
             v.event = event;
-            if let Some(event) = v.event.as_ref().filter(|_| v.pending) {
-                event.signal();
-                v.pending = false;
-            }
+            state.deliver(vector);
         }
     }
 
@@ -218,6 +224,16 @@ impl Interrupts {
         self.lock().silenced = !enabled;
     }
 
+    /// The mask bits of MSI, bit `n` for vector `n`. What was pending and is no
+    /// longer masked goes out.
+    pub fn set_msi_mask(&self, mask: u32) {
+        let mut state = self.lock();
+        state.mask = mask;
+        for vector in 0..state.vectors.len().min(32) {
+            state.deliver(vector as u16);
+        }
+    }
+
     /// The function was reset: the pin is not asserted, no message is pending.
     /// Mode, masks and eventfds stay (API-181).
     pub fn reset(&self) {
@@ -230,6 +246,23 @@ impl Interrupts {
 }
 
 impl State {
+    fn is_masked(&self, vector: u16) -> bool {
+        self.mode == Mode::Msi && self.mask.checked_shr(u32::from(vector)).unwrap_or(0) & 1 != 0
+    }
+
+    /// Sends what is pending, if it can go out.
+    fn deliver(&mut self, vector: u16) {
+        if self.is_masked(vector) {
+            return;
+        }
+        if let Some(v) = self.vectors.get_mut(usize::from(vector))
+            && let Some(event) = v.event.as_ref().filter(|_| v.pending)
+        {
+            event.signal();
+            v.pending = false;
+        }
+    }
+
     fn deliver_pin(&mut self) {
         if self.mode == Mode::Intx && self.level && !self.masked {
             self.masked = true;
@@ -293,7 +326,7 @@ mod tests {
     #[test]
     fn msi_message_without_eventfd_is_lost() {
         let (irq, event) = (Interrupts::default(), Arc::new(Count::default()));
-        irq.enable_msi(2);
+        irq.enable_msi(2, false);
         irq.message(0);
         irq.bind(0, Some(event.clone()));
         assert_eq!(event.take(), 0);
@@ -301,6 +334,20 @@ mod tests {
         irq.message(0);
         irq.set_msi_enabled(true);
         irq.message(0);
+        assert_eq!(event.take(), 1);
+    }
+
+    #[test]
+    fn msi_mask_bits_hold_a_message_back() {
+        let (irq, event) = (Interrupts::default(), Arc::new(Count::default()));
+        irq.set_msi_mask(3);
+        irq.enable_msi(2, true);
+        irq.message(1);
+        irq.bind(1, Some(event.clone()));
+        assert_eq!((event.take(), irq.pending(1)), (0, true));
+        irq.set_msi_mask(1);
+        assert_eq!((event.take(), irq.pending(1)), (1, false));
+        irq.message(1);
         assert_eq!(event.take(), 1);
     }
 

@@ -227,12 +227,37 @@ impl Device {
             self.hw_write(tools.board, at + 2, 2, control & !0x4000 | 0x8000, tools.now);
         } else {
             self.msi_granted = count.next_power_of_two().trailing_zeros() as u8;
-            self.endpoint.interrupts.enable_msi(count);
+            self.endpoint.interrupts.enable_msi(count, control & 0x100 != 0);
+            // The host masks all vectors until they are bound.
+            self.mask_msi(tools.board, u32::MAX, true, tools.now);
             let enabled = control & !0x70 | u32::from(self.msi_granted) << 4 | 1;
             self.hw_write(tools.board, at + 2, 2, enabled, tools.now);
         }
         tracing::debug!(name: "vfio.irq_enable", device = %self.address, mode = ?kind, vectors = count);
         Ok(())
+    }
+
+    /// Sets or clears mask bits of MSI, if it has any.
+    fn mask_msi(&mut self, board: &mut Board, bits: u32, masked: bool, now: u64) {
+        let Some(at) = self.irq_capability(Mode::Msi, board) else { return };
+        let control = self.hw_read(board, at + 2, 2);
+        if control & 0x100 == 0 {
+            return;
+        }
+        let register = at + if control & 0x80 != 0 { 16 } else { 12 };
+        let old = self.hw_read(board, register, 4);
+        self.hw_write(board, register, 4, if masked { old | bits } else { old & !bits }, now);
+        self.follow_msi_mask(board);
+    }
+
+    /// What the mask bits of MSI say now is in force.
+    pub(super) fn follow_msi_mask(&self, board: &Board) {
+        let Some(at) = self.irq_capability(Mode::Msi, board) else { return };
+        let control = self.hw_read(board, at + 2, 2);
+        if control & 0x100 != 0 {
+            let register = at + if control & 0x80 != 0 { 16 } else { 12 };
+            self.endpoint.interrupts.set_msi_mask(self.hw_read(board, register, 4));
+        }
     }
 
     fn irq_capability(&self, kind: Mode, board: &Board) -> Option<u16> {
@@ -242,17 +267,30 @@ impl Device {
 
     /// Each vector of the range gets its eventfd or loses it; on an error all
     /// up to and including the failing one lose theirs (API-166).
-    fn bind_vectors(&mut self, range: Range, fds: &[i32], tools: &Tools<'_>) -> Result<(), Errno> {
+    fn bind_vectors(&mut self, range: Range, fds: &[i32], tools: &mut Tools<'_>) -> Result<(), Errno> {
         for (vector, fd) in range.vectors().zip(fds) {
-            self.endpoint.interrupts.bind(vector, None);
-            let event = self.vector_event(vector, *fd, tools).inspect_err(|_| {
-                for done in range.start..=vector {
-                    self.endpoint.interrupts.bind(done, None);
+            self.bind(vector, None, tools);
+            match self.vector_event(vector, *fd, tools) {
+                Ok(None) => {}
+                Ok(event) => self.bind(vector, event, tools),
+                Err(errno) => {
+                    for done in range.start..=vector {
+                        self.bind(done, None, tools);
+                    }
+                    return Err(errno);
                 }
-            })?;
-            self.endpoint.interrupts.bind(vector, event);
+            }
         }
         Ok(())
+    }
+
+    /// Binds a vector or unbinds it; an MSI vector is masked while unbound.
+    fn bind(&mut self, vector: u16, event: Option<Arc<dyn Event>>, tools: &mut Tools<'_>) {
+        let bound = event.is_some();
+        self.endpoint.interrupts.bind(vector, event);
+        if self.endpoint.interrupts.mode() == Mode::Msi && usize::from(vector) < self.endpoint.interrupts.vectors() {
+            self.mask_msi(tools.board, 1 << vector.min(31), !bound, tools.now);
+        }
     }
 
     /// API-167: vectors of MSI-X can be added at any time, those of MSI not.
@@ -277,6 +315,9 @@ impl Device {
                     let enable = if mode == Mode::Msix { 0x8000 } else { 1 };
                     let control = self.hw_read(board, at + 2, 2);
                     self.hw_write(board, at + 2, 2, control & !enable, now);
+                }
+                if mode == Mode::Msi {
+                    self.mask_msi(board, u32::MAX, false, now);
                 }
                 // The shutdown of MSI lets the pin speak again.
                 self.set_intx_disable(board, self.no_intx, now);

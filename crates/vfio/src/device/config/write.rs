@@ -176,6 +176,7 @@ impl Device {
     /// of messages is what that allocated at most (API-252).
     fn write_msi(&mut self, board: &mut Board, pos: usize, len: usize, value: u32, start: usize, now: u64) {
         self.write_bits(board, pos, len, value, now);
+        self.follow_msi_mask(board);
         let control = start + 2;
         if pos > control || pos + len < control {
             return;
@@ -207,11 +208,27 @@ impl Device {
         }
     }
 
+    /// The pending bits of MSI as they are now.
+    fn show_msi_pending(&self, function: &mut Function) {
+        let Some(at) = function.capability(cap::MSI) else { return };
+        let control = function.read(at + 2, 2);
+        if control & 0x100 != 0 {
+            let register = at + if control & 0x80 != 0 { 20 } else { 16 };
+            let interrupts = &self.endpoint.interrupts;
+            let is_pending = |vector: &u16| interrupts.mode() == ::device::Mode::Msi && interrupts.pending(*vector);
+            let bits = (0..32).filter(is_pending).fold(0, |bits, vector| bits | 1 << vector);
+            function.set(register, 4, bits);
+        }
+    }
+
     /// Reads a piece as the program sees it.
     #[inline]
     pub(in super::super) fn config_read(&self, function: &mut Function, pos: usize, len: usize) -> u32 {
         if pos / 4 == COMMAND / 4 {
             function.set_interrupt_status(self.endpoint.interrupts.pin());
+        }
+        if self.config.rule(pos) == Rule::Msi {
+            self.show_msi_pending(function);
         }
         self.config.read(function, pos, len)
     }

@@ -282,6 +282,27 @@ fn msi() {
     assert_eq!(rig.hw(at + 16, 4), 5);
 }
 
+/// API-252: mask and pending bits.
+#[test]
+fn msi_mask_bits() {
+    let mut rig = Rig::new();
+    let at = rig.cap(5);
+    let (fd, event) = rig.event();
+    rig.bind_fds(1, 0, &[fd, -1]).unwrap();
+    assert_eq!(rig.cfg(at + 16, 4), 0xfe, "the host masks what is not bound");
+    rig.endpoint().interrupts.message(1);
+    assert_eq!(rig.cfg(at + 20, 4), 2);
+    rig.bind_fds(1, 1, &[fd]).unwrap();
+    assert_eq!((event.take(), rig.cfg(at + 20, 4), rig.cfg(at + 16, 4)), (1, 0, 0xfc));
+    rig.cfg_write(at + 16, 1, 0xfd);
+    rig.endpoint().interrupts.message(0);
+    assert_eq!((event.take(), rig.cfg(at + 20, 4)), (0, 1));
+    rig.cfg_write(at + 16, 1, 0xfc);
+    assert_eq!((event.take(), rig.cfg(at + 20, 4)), (1, 0));
+    rig.irqs(1, 0x21, 0, 0, &[]).unwrap();
+    assert_eq!(rig.cfg(at + 16, 4), 0);
+}
+
 /// Makes another capability of the MSI one, whose bits all can be written.
 fn with_capability(id: u32) -> (Rig, u16) {
     let mut rig = Rig::new();
