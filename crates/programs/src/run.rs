@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::{getegid, geteuid};
+use rustix::process::geteuid;
 
 use crate::{Outcome, Place, run_child, vfuse_binary};
 
@@ -57,24 +57,6 @@ impl Way {
         }
         command
     }
-
-    /// The same, allowed to lock any amount of memory, as an administrator
-    /// allows it to users of VFIO: mappings are charged to `ulimit -l` unless
-    /// root makes them.
-    #[must_use]
-    fn command_that_locks_memory(self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = as_root("prlimit");
-        command.args(["--memlock=unlimited", "--"]);
-        if !self.is_root() {
-            let (user, group) = match geteuid().is_root() {
-                true => (NOBODY, NOBODY),
-                false => (geteuid().as_raw(), getegid().as_raw()),
-            };
-            command.args(["setpriv", &format!("--reuid={user}"), &format!("--regid={group}"), "--clear-groups", "--"]);
-        }
-        command.arg(program);
-        command
-    }
 }
 
 fn as_root(program: impl AsRef<OsStr>) -> Command {
@@ -95,21 +77,13 @@ pub struct Vfuse {
     options: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     limit: Duration,
-    locks_memory: bool,
 }
 
 impl Vfuse {
     /// With the default lab.
     #[must_use]
     pub fn new(way: Way) -> Vfuse {
-        Vfuse {
-            place: Place::new(),
-            way,
-            options: Vec::new(),
-            environment: Vec::new(),
-            limit: Duration::from_secs(60),
-            locks_memory: false,
-        }
+        Vfuse { place: Place::new(), way, options: Vec::new(), environment: Vec::new(), limit: Duration::from_secs(60) }
     }
 
     /// Adds options.
@@ -145,21 +119,19 @@ impl Vfuse {
         self
     }
 
-    /// Lets the program map more memory for DMA than a user's usual 8 MiB.
+    /// Lets the program map more memory for DMA than the 8 MiB that a user may
+    /// usually lock. The lab has only the devices that are added.
     #[must_use]
-    pub fn locks_memory(mut self) -> Vfuse {
-        self.locks_memory = true;
-        self
+    pub fn locks_memory(self) -> Vfuse {
+        let lab = self.place.write("locks-memory.toml", b"[vfio]\nunlimited_memlock = true\n");
+        self.options([OsStr::new("--lab"), lab.as_os_str()])
     }
 
     /// The command, not yet started.
     #[must_use]
     pub fn command<S: AsRef<OsStr>>(&self, program: impl IntoIterator<Item = S>) -> Command {
         let vfuse = self.place.program(&vfuse_binary());
-        let mut command = match self.locks_memory {
-            true => self.way.command_that_locks_memory(vfuse),
-            false => self.way.command(vfuse),
-        };
+        let mut command = self.way.command(vfuse);
         command.arg("run").arg("--isolation").arg(self.way.isolation()).args(&self.options).arg("--");
         command.args(program).current_dir(self.place.path("")).env_remove("RUST_LOG");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));

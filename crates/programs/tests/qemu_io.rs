@@ -83,7 +83,7 @@ in_each_way! {
 
     /// A whole image onto the disk and back: the same bytes.
     fn converts_and_compares(way) {
-        let vfuse = Vfuse::new(way).device("nvme,addr=01:00.0,size=32M");
+        let vfuse = Vfuse::new(way).device("nvme,addr=01:00.0,size=32M").locks_memory();
         let image = TestDisk::patterned(&vfuse.place, "image", 32 << 20);
         let outcome = vfuse.shell(&format!(
             "qemu-img convert -n -f raw -O raw {image} {DISK}
@@ -98,13 +98,19 @@ in_each_way! {
 
     /// Reads and writes, one and many at a time.
     fn benches_at_depths(way) {
-        let vfuse = Vfuse::new(way).limit(Duration::from_secs(120));
+        let vfuse = Vfuse::new(way).device("nvme,addr=01:00.0,size=64M").locks_memory().limit(Duration::from_secs(120));
         for depth in [1, 4, 16, 64] {
             for write in ["", "-w"] {
-                let outcome = vfuse.shell(&format!("qemu-img bench -f raw -t none -c 2000 -d {depth} -s 4096 {write} {DISK}"));
+                let outcome = vfuse.shell(&format!("qemu-img bench -f raw -c 2000 -d {depth} -s 4096 {write} {DISK}"));
                 outcome.succeeded().said("Run completed");
             }
         }
+    }
+
+    /// Without the host's cache, QEMU switches the disk's own write cache off.
+    fn without_the_write_cache(way) {
+        let outcome = Vfuse::new(way).run(["qemu-io", "-f", "raw", "-t", "none", "-c", "write -P 7 0 64k", "-c", "read -P 7 0 64k", DISK]);
+        outcome.succeeded().said("read 65536/65536");
     }
 
     /// Two controllers of one lab: a process each at the same time, then one
@@ -113,7 +119,8 @@ in_each_way! {
         let place = Place::new();
         let vfuse = Vfuse::new(way)
             .device("nvme,addr=01:00.0,size=64M")
-            .device("nvme,addr=02:00.0,size=64M,block_size=4096");
+            .device("nvme,addr=02:00.0,size=64M,block_size=4096")
+            .locks_memory();
         let image = TestDisk::patterned(&place, "image", 16 << 20);
         let outcome = vfuse.shell(&format!(
             "qemu-io -f raw -c 'write -P 1 0 32M' -c 'read -P 1 0 32M' {DISK} & one=$!

@@ -85,7 +85,7 @@ fn usage_errors() {
         &["--device", "nvme,addr=01:00.0", "--device", "nvme,addr=01:00.0"],
         &["--lab", "/no/such/lab.toml"],
         &["--device", "nvme,file=/no/such/disk.img"],
-        &["--isolation", "hope"],
+        &["--control"],
     ] {
         let outcome = Vfuse::new(Way::NobodyUserns).options(options).run(["true"]);
         outcome.exited(2);

@@ -3,7 +3,6 @@
 //! legacy container. Only what needs huge pages of 1 GiB may skip.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use programs::{HugePages, Outcome, Vfuse, build_file, in_each_way};
 
@@ -81,16 +80,6 @@ in_each_way! {
             filter.push("0000:02:00.0".to_owned());
             let outcome = selftest(&vfuse, "vfio_pci_device_init_perf_test", mode, &filter);
             assert_eq!(passed(&outcome, &[]).len(), 1, "{}", outcome.text);
-        }
-    }
-
-    /// The library's own driver on a DMA engine: copies, copies from and to
-    /// addresses that nothing is mapped at, interrupts.
-    fn vfio_pci_driver_test(way) {
-        for mode in MODES {
-            let vfuse = Vfuse::new(way).device("ioat,addr=01:00.0").locks_memory().limit(Duration::from_secs(180));
-            let outcome = selftest(&vfuse, "vfio_pci_driver_test", mode, &variants(&[mode.to_owned()]));
-            assert_eq!(passed(&outcome, &[]).len(), 7, "{}", outcome.text);
         }
     }
 

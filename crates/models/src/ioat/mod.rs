@@ -5,7 +5,10 @@
 //! Both map BAR 0 and store to it without a trap, so the registers *are* the
 //! mapped page while there is one; [`Engine::turn`] looks at them. Where a
 //! driver may store the same value twice, the register is put back so that the
-//! second store can be seen (`CHANCMD`, and `DMACOUNT` at a suspend).
+//! second store can be seen (`CHANCMD`, and `DMACOUNT` at a suspend). Hardware
+//! arms a halted channel in the instant of a store to `CHAINADDR`; a looker-on
+//! would be late for a driver that reads the state right behind its store, so
+//! after a reset the channel arms itself in [`ARMS_AFTER`].
 //!
 //! # What it doesn't do
 //! XOR and P+Q operations, DCA, more than one channel, interrupts by the pin.
@@ -16,7 +19,7 @@ pub mod spec;
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use device::{Device, Io, ResetKind, Turn};
+use device::{Device, Io, Nanos, ResetKind, Turn};
 use iommu::{DmaFault, Session};
 use pci::FunctionSpec;
 use pci::spec::{Bar, BarKind, Msix};
@@ -32,6 +35,8 @@ const XFERCAP_LOG2: u8 = 20;
 /// Descriptors and bytes in a turn.
 const TURN_DESCRIPTORS: usize = 64;
 const TURN_BYTES: usize = 4 << 20;
+/// How long a channel shows that it is halted after a reset.
+const ARMS_AFTER: Nanos = 500_000;
 /// Bytes moved at a time; small enough to stay in the cache.
 const CHUNK: usize = 64 << 10;
 
@@ -49,6 +54,8 @@ pub struct Engine {
     next: Option<u64>,
     /// `CHAINADDR` as it was when last taken.
     taken: u64,
+    /// When a channel that a reset has halted arms itself.
+    arms_at: Option<Nanos>,
     buffer: Box<[u8]>,
 }
 
@@ -69,6 +76,7 @@ impl Engine {
             last: 0,
             next: None,
             taken: 0,
+            arms_at: None,
             buffer: vec![0; CHUNK].into(),
         };
         engine.power_on();
@@ -77,6 +85,7 @@ impl Engine {
 
     fn power_on(&mut self) {
         (self.state, self.done, self.last, self.next, self.taken) = (State::Halted, 0, 0, None, 0);
+        self.arms_at = None;
         self.own.fill(0);
         self.own[spec::CHANCNT] = 1;
         self.own[spec::XFERCAP] = XFERCAP_LOG2;
@@ -89,12 +98,17 @@ impl Engine {
         let command = registers.load::<AtomicU8>(spec::CHANCMD);
         if command & spec::CMD_RESET != 0 {
             self.reset_channel(registers);
+            self.arms_at = Some(io.now.saturating_add(ARMS_AFTER));
             registers.store::<AtomicU8>(spec::CHANCMD, 0);
             return Turn::Busy;
         }
-        if self.state == State::Halted && registers.load::<AtomicU64>(spec::CHAINADDR) != 0 {
+        let due = self.arms_at.is_some_and(|at| io.now >= at);
+        if self.state == State::Halted && (due || registers.load::<AtomicU64>(spec::CHAINADDR) != 0) {
             self.next = None;
             self.set_state(State::Armed, registers);
+        }
+        if self.state != State::Halted {
+            self.arms_at = None;
         }
         let more = self.state != State::Halted && self.run(io, registers);
         if command & spec::CMD_SUSPEND != 0 && !more {
@@ -107,7 +121,11 @@ impl Engine {
             registers.store::<AtomicU8>(spec::CHANCMD, 0);
             return Turn::Busy;
         }
-        if more { Turn::Busy } else { Turn::Idle }
+        match (more, self.arms_at) {
+            (true, _) => Turn::Busy,
+            (false, Some(at)) => Turn::Until(at),
+            (false, None) => Turn::Idle,
+        }
     }
 
     fn reset_channel(&mut self, registers: Registers<'_>) {
@@ -161,7 +179,7 @@ impl Engine {
                     registers.store::<AtomicU32>(spec::CHANERR, errors);
                     registers.store::<AtomicU64>(spec::CHAINADDR, 0);
                     registers.store::<AtomicU16>(spec::DMACOUNT, 0);
-                    (self.done, self.next, self.taken) = (0, None, 0);
+                    (self.done, self.next, self.taken, self.arms_at) = (0, None, 0, None);
                     self.set_state(State::Halted, registers);
                     io.interrupts.message(0);
                     return false;
