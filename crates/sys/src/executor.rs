@@ -5,10 +5,11 @@
 //! out by looking. Workers look at the devices that a program has open, and
 //! only at those: all the time (giving way to other programs of the core) for
 //! some tens of microseconds after something happened, then after sleeps that
-//! grow with the time that nothing happened, up to [`LONGEST_SLEEP`]. Thus a
-//! command after a pause of *t* waits a quarter of *t* at most, and a lab that
-//! does nothing costs well below 1% of a core. A trapped access ends the
-//! pause ([`Wake::kick`]).
+//! grow with the time that nothing happened, up to [`LONG_SLEEP`] and, after
+//! a second, [`LONGEST_SLEEP`]. Thus a command after a pause of *t* waits a
+//! quarter of *t* at most, and a lab that does nothing costs well below 1% of
+//! a core (a wake-up is 18 µs of it). A trapped access ends the pause
+//! ([`Wake::kick`]).
 //!
 //! A device is given to the worker that has the fewest when a program opens
 //! it, and stays there until it is closed: one device never has two turns at
@@ -29,8 +30,12 @@ use crate::clock::Clock;
 pub const SPIN: Nanos = 60_000;
 /// First sleep is at least this long.
 const SHORTEST_SLEEP: Nanos = 15_000;
-/// A worker whose devices do nothing looks this often.
-pub const LONGEST_SLEEP: Nanos = 2_000_000;
+/// A worker whose devices have done nothing for a while looks this often.
+pub const LONG_SLEEP: Nanos = 2_000_000;
+/// And this often if they have done nothing for [`LONG_QUIET`].
+pub const LONGEST_SLEEP: Nanos = 5_000_000;
+/// See [`LONGEST_SLEEP`].
+pub const LONG_QUIET: Nanos = 1_000_000_000;
 /// A kick wakes a worker that sleeps longer than this; a system call costs
 /// more than the rest of a shorter sleep is worth.
 const WORTH_WAKING: Nanos = 100_000;
@@ -298,8 +303,7 @@ impl Worker {
                 self.sleep(None);
                 continue;
             }
-            let quiet = now.saturating_sub(last);
-            let pause = if quiet < SPIN { 0 } else { (quiet / 4).clamp(SHORTEST_SLEEP, LONGEST_SLEEP) };
+            let pause = pause(now.saturating_sub(last));
             match round.until.map_or(pause, |until| pause.min(until.saturating_sub(now))) {
                 0 => std::thread::yield_now(),
                 pause => self.sleep(Some(pause)),
@@ -318,6 +322,15 @@ impl Worker {
             }
         }
         self.asleep.store(0, Ordering::SeqCst);
+    }
+}
+
+/// How long to sleep when nothing has happened for `quiet` ns.
+fn pause(quiet: Nanos) -> Nanos {
+    match quiet {
+        ..SPIN => 0,
+        SPIN..LONG_QUIET => (quiet / 4).clamp(SHORTEST_SLEEP, LONG_SLEEP),
+        LONG_QUIET.. => LONGEST_SLEEP,
     }
 }
 
@@ -349,4 +362,22 @@ fn round(list: &mut Vec<Arc<Member>>, now: Nanos) -> Round {
         list.retain(|member| lock(&member.place).is_some());
     }
     round
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_a_quarter_of_the_silence() {
+        let mut last = 0;
+        for quiet in (0..2_000_000_000).step_by(9_999) {
+            let pause = pause(quiet);
+            assert!(pause >= last && pause <= LONGEST_SLEEP);
+            assert!(pause <= quiet / 4 || pause == LONGEST_SLEEP);
+            last = pause;
+        }
+        assert_eq!((pause(SPIN - 1), pause(SPIN)), (0, SHORTEST_SLEEP));
+        assert_eq!(last, LONGEST_SLEEP);
+    }
 }
