@@ -41,4 +41,4 @@ conformance: ## how many lines of the fact sheets have a test
 	@cargo run --quiet -p xtask -- conformance
 
 sim: ## a lab from one seed at a time: make sim SEEDS=10000
-	@cargo run --quiet --release -p vfuse-sim -- --seeds $(SEEDS)
+	@cargo run --quiet --release -p vfuse-sim -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

@@ -155,10 +155,11 @@ impl Driver {
 
     /// Law: each command completes once; data read is data written; an
     /// interrupt came if anything completed.
-    pub(crate) fn reap(&mut self) -> Step {
+    /// How many completed.
+    pub(crate) fn reap(&mut self) -> Step<usize> {
         self.quiet = true;
         let signals = self.event.take();
-        let mut completed = 0;
+        let mut completed = 0_usize;
         for id in [1, 2] {
             for completion in self.nvme.reap(id) {
                 self.quiet = false;
@@ -176,10 +177,10 @@ impl Driver {
                 self.settle(owed, completion.status().is_success())?;
             }
         }
-        if !self.disturbed && (completed > 0 && signals == 0 || signals > completed) {
+        if !self.disturbed && (completed > 0 && signals == 0 || signals > completed as u64) {
             return Err(Broken(format!("{completed} completions were told by {signals} interrupts")));
         }
-        Ok(())
+        Ok(completed)
     }
 
     fn settle(&mut self, owed: Owed, success: bool) -> Step {

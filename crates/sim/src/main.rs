@@ -17,17 +17,21 @@ fn main() -> ExitCode {
         }
     };
     let start = Instant::now();
-    let (mut steps, count) = (0, seeds.end - seeds.start);
+    let (mut tally, count) = (sim::Tally::default(), seeds.end - seeds.start);
     for seed in seeds {
         match sim::run(seed) {
-            Ok(done) => steps += done,
+            Ok(done) => tally += done,
             Err(failure) => {
                 println!("{failure}");
                 return ExitCode::FAILURE;
             }
         }
     }
-    let rate = steps as f64 / start.elapsed().as_secs_f64();
-    println!("{count} seeds, {steps} steps, no law broken; {rate:.0} steps a second");
+    let rate = tally.steps as f64 / start.elapsed().as_secs_f64();
+    println!("{count} seeds, {} steps, no law broken; {rate:.0} steps a second", tally.steps);
+    println!(
+        "{} devices opened, {} drivers started, {} mappings, {} commands completed, {} accesses to memory judged",
+        tally.opens, tally.starts, tally.maps, tally.completions, tally.touches
+    );
     ExitCode::SUCCESS
 }

@@ -27,6 +27,34 @@ pub(crate) struct Broken(pub(crate) String);
 
 pub(crate) type Step<T = ()> = Result<T, Broken>;
 
+/// How much really happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Steps done.
+    pub steps: usize,
+    /// Times a program opened a device.
+    pub opens: usize,
+    /// Times a driver came up.
+    pub starts: usize,
+    /// Commands that completed.
+    pub completions: usize,
+    /// Accesses of devices to memory of programs.
+    pub touches: usize,
+    /// Mappings made.
+    pub maps: usize,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.steps += other.steps;
+        self.opens += other.opens;
+        self.starts += other.starts;
+        self.completions += other.completions;
+        self.touches += other.touches;
+        self.maps += other.maps;
+    }
+}
+
 /// Where arguments of calls lie in a program's memory.
 const SCRATCH: u64 = BASE;
 const PAGE: u64 = 4096;
@@ -35,8 +63,8 @@ const IOVA: u64 = ARENA_IOVA - 64 * PAGE;
 /// Turns in which an undisturbed device must be done with everything.
 const PATIENCE: usize = 10_000;
 
-/// Two controllers with groups of their own, two behind a switch without ACS
-/// that share one.
+/// Two controllers with groups of their own, two functions of one device that
+/// share one.
 const LAB: &str = r#"
 [[device]]
 model = "nvme"
@@ -49,23 +77,6 @@ addr = "02:00.0"
 size = "256K"
 block_size = 4096
 queues = 2
-[[port]]
-addr = "00:05.0"
-bus = 3
-[[port]]
-addr = "03:00.0"
-kind = "upstream"
-bus = 4
-[[port]]
-addr = "04:00.0"
-kind = "downstream"
-bus = 5
-acs = false
-[[port]]
-addr = "04:01.0"
-kind = "downstream"
-bus = 6
-acs = false
 [[device]]
 model = "nvme"
 addr = "05:00.0"
@@ -73,7 +84,7 @@ size = "256K"
 queues = 2
 [[device]]
 model = "nvme"
-addr = "06:00.0"
+addr = "05:00.1"
 size = "256K"
 queues = 2
 "#;
@@ -86,6 +97,7 @@ pub(crate) struct World {
     oracle: Oracle,
     drivers: BTreeMap<FileId, Driver>,
     processes: u64,
+    pub(crate) tally: Tally,
     /// IOVA and size of the last unmap as it was asked; the call overwrites the size.
     asked_unmap: (u64, u64),
 }
@@ -96,7 +108,8 @@ impl World {
         let lab = Lab::parse("sim", LAB).map_err(|e| broken(&e))?;
         let platform = SimPlatform::new(seed);
         let host = Host::new(lab, Arc::clone(&platform) as _, Box::new(SimStorage)).map_err(|e| broken(&e))?;
-        let devices = [1, 2, 5, 6].map(|bus| Address::new(0, bus, 0, 0)).to_vec();
+        let devices =
+            [(1, 0), (2, 0), (5, 0), (5, 1)].map(|(bus, function)| Address::new(0, bus, 0, function)).to_vec();
         Ok(World {
             host: Rc::new(RefCell::new(host)),
             platform,
@@ -105,12 +118,14 @@ impl World {
             oracle: Oracle::default(),
             drivers: BTreeMap::new(),
             processes: 2,
+            tally: Tally::default(),
             asked_unmap: (0, 0),
         })
     }
 
     /// Does one step and checks every law.
     pub(crate) fn step(&mut self, op: &Op) -> Step {
+        self.tally.steps += 1;
         let mover = self.act(op)?;
         self.check_touches(mover)
     }
@@ -198,7 +213,7 @@ impl World {
                 if let Some((_, file)) = self.pick(client, fd, FileKind::VfioDevice)
                     && let Some(driver) = self.drivers.get_mut(&file)
                 {
-                    driver.reap()?;
+                    self.tally.completions += driver.reap()?;
                     return Ok(self.address(file));
                 }
             }
@@ -304,6 +319,7 @@ impl World {
         self.write_config(client, file, 4, &6u16.to_le_bytes());
         let driver = Driver::start(Rc::clone(&self.host), caller, file, address, iova, vaddr, event);
         if let Some(driver) = driver {
+            self.tally.starts += 1;
             self.drivers.insert(file, driver);
         }
     }
@@ -407,6 +423,7 @@ impl World {
         match (kind, request) {
             (Some(FileKind::VfioContainer), container::SET_IOMMU) => self.oracle.set_iommu(file, arg),
             (Some(FileKind::VfioContainer), type1::MAP_DMA) => {
+                self.tally.maps += 1;
                 self.oracle.mapped(file, flags, word(16), word(8), word(24));
             }
             (Some(FileKind::VfioContainer), type1::UNMAP_DMA) => {
@@ -426,6 +443,7 @@ impl World {
         if let Reply::NewFile(new) = reply
             && let Some(address) = self.host.borrow().device_address(new)
         {
+            self.tally.opens += 1;
             self.oracle.opened_device(new, file, address);
             caller.install(Fd::File(new));
         }
@@ -511,6 +529,7 @@ impl World {
     fn check_touches(&mut self, mover: Option<Address>) -> Step {
         for (n, client) in self.clients.iter().enumerate() {
             for touch in client.memory.take_touched() {
+                self.tally.touches += 1;
                 let Some(mover) = mover else {
                     return Err(Broken(format!("{touch:x?} of program {n} by nobody")));
                 };
@@ -556,7 +575,7 @@ impl World {
                     break;
                 }
                 let before = driver.outstanding();
-                driver.reap()?;
+                self.tally.completions += driver.reap()?;
                 let after = driver.outstanding();
                 self.settle(address)?;
                 if before == after && self.drivers.get_mut(&file).is_some_and(|d| d.idle()) {
