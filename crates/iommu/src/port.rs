@@ -17,7 +17,7 @@
 
 use std::sync::Arc;
 
-use crate::sync::{Mutex, MutexGuard, OnceLock, lock, pass, try_lock, visit};
+use crate::sync::{AtomicU32, Mutex, MutexGuard, OnceLock, Ordering, lock, pass, try_lock, visit};
 use crate::table::Entry;
 use crate::{AddressSpace, FaultReason, Memory, Prot};
 
@@ -38,6 +38,9 @@ pub(crate) struct Port {
 #[repr(align(128))]
 struct Worker {
     state: Mutex<State>,
+    /// Number of fences that wait for the place: it is left to them, so that
+    /// each waits for no more than one session.
+    wanted: AtomicU32,
     next: OnceLock<Box<Worker>>,
 }
 
@@ -83,7 +86,9 @@ impl Port {
     pub(crate) fn open(&self) -> MutexGuard<'_, State> {
         let mut worker = &self.first;
         loop {
-            if let Some(state) = try_lock(&worker.state) {
+            if worker.wanted.load(Ordering::Relaxed) == 0
+                && let Some(state) = try_lock(&worker.state)
+            {
                 return state;
             }
             worker = match worker.next.get() {
@@ -98,7 +103,7 @@ impl Port {
         let space = lock(&self.space);
         worker.next.get_or_init(|| {
             let state = State { space: space.clone(), ..State::default() };
-            Box::new(Worker { state: Mutex::new(state), next: OnceLock::new() })
+            Box::new(Worker { state: Mutex::new(state), ..Worker::default() })
         })
     }
 
@@ -138,8 +143,8 @@ impl Port {
 
     fn each(&self, change: &mut dyn FnMut(&mut State)) {
         let mut worker = Some(&self.first);
-        while let Some(Worker { state, next }) = worker {
-            visit(state, &mut *change);
+        while let Some(Worker { state, wanted, next }) = worker {
+            visit(state, wanted, &mut *change);
             worker = next.get().map(|next| &**next);
         }
     }

@@ -48,15 +48,25 @@ pub(crate) fn pass<T>(mutex: &Mutex<T>) {
 }
 
 /// Waits for whoever has the mutex, perhaps for microseconds, and changes what
-/// is in it.
-pub(crate) fn visit<T>(mutex: &Mutex<T>, change: impl FnOnce(&mut T)) {
+/// is in it. `wanted` is not zero while it waits.
+pub(crate) fn visit<T>(mutex: &Mutex<T>, wanted: &AtomicU32, change: impl FnOnce(&mut T)) {
+    if let Some(mut guard) = try_lock(mutex) {
+        return change(&mut guard);
+    }
+    wanted.fetch_add(1, Ordering::Relaxed);
+    let mut guard = wait(mutex);
+    wanted.fetch_sub(1, Ordering::Relaxed);
+    change(&mut guard);
+}
+
+fn wait<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     for round in 0..200 {
-        if let Some(mut guard) = try_lock(mutex) {
-            return change(&mut guard);
+        if let Some(guard) = try_lock(mutex) {
+            return guard;
         }
         pause(round);
     }
-    change(&mut lock(mutex));
+    lock(mutex)
 }
 
 /// Passes a moment of waiting number `round`.

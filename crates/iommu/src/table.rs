@@ -8,7 +8,9 @@
 //! that far.
 //!
 //! One writer at a time changes the tree while any number of readers walk it.
-//! Readers take no lock. What makes that right:
+//! Readers take no lock. Nodes where pages lie side by side are wide: beside
+//! each page's record they hold its translation, so that a walk need not go to
+//! the record. What makes all that right:
 //!
 //! - A record that was reachable when a walk began stays as it was until the
 //!   walk's session has ended, because the writer fences before it uses a

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The measurements. Ours and the peer take turns, so that a drift of the
-//! machine's speed hits both.
+//! machine's speed hits both. `vfuse-bench` includes this file for its table.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -17,9 +17,9 @@ const ROUNDS: usize = 15;
 
 /// One measured row.
 pub(crate) struct Row {
-    name: &'static str,
-    ours: f64,
-    peer: f64,
+    pub(crate) name: &'static str,
+    pub(crate) ours: f64,
+    pub(crate) peer: f64,
 }
 
 impl Display for Row {
@@ -156,7 +156,7 @@ impl Bare {
 
 /// The same page again, each step waiting for the one before; the peer is a
 /// bare cache of one entry.
-fn same_page() -> Row {
+pub(crate) fn same_page() -> Row {
     const STEPS: u64 = 4_000_000;
     let (space, _) = space(1_000_000, 1);
     let requester = requester(&space);
@@ -190,7 +190,7 @@ fn same_page() -> Row {
 
 /// A random one of `maps` pages, each step waiting for the one before; the
 /// peer is a `BTreeMap`.
-fn random(name: &'static str, maps: u64) -> Row {
+pub(crate) fn random(name: &'static str, maps: u64) -> Row {
     const STEPS: u64 = 200_000;
     let (space, _) = space(maps, 1);
     let requester = requester(&space);
@@ -229,7 +229,7 @@ fn random(name: &'static str, maps: u64) -> Row {
 
 /// Translations a microsecond of two threads with a requester each, and of
 /// one. A session for every four translations.
-fn threads() -> Row {
+pub(crate) fn threads() -> Row {
     const STEPS: u64 = 1_000_000;
     let (space, _) = space(65_536, 1);
     let requesters = [requester(&space), requester(&space)];

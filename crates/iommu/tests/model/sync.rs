@@ -43,13 +43,16 @@ pub(crate) fn pass<T>(mutex: &Mutex<T>) {
     drop(lock(mutex));
 }
 
-pub(crate) fn visit<T>(mutex: &Mutex<T>, change: impl FnOnce(&mut T)) {
+pub(crate) fn visit<T>(mutex: &Mutex<T>, wanted: &AtomicU32, change: impl FnOnce(&mut T)) {
     if BROKEN.get() {
         if let Some(mut guard) = try_lock(mutex) {
             change(&mut guard);
         }
     } else {
-        change(&mut lock(mutex));
+        wanted.fetch_add(1, Ordering::Relaxed);
+        let mut guard = lock(mutex);
+        wanted.fetch_sub(1, Ordering::Relaxed);
+        change(&mut guard);
     }
 }
 

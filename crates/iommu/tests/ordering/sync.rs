@@ -118,7 +118,7 @@ pub(crate) fn pass<T>(mutex: &Mutex<T>) {
     }
 }
 
-pub(crate) fn visit<T>(mutex: &Mutex<T>, change: impl FnOnce(&mut T)) {
+pub(crate) fn visit<T>(mutex: &Mutex<T>, _: &AtomicU32, change: impl FnOnce(&mut T)) {
     change(&mut lock(mutex));
 }
 
