@@ -18,7 +18,7 @@ impl Clock {
         Clock { start: Instant::now() }
     }
 
-    /// Nanoseconds since [`start`](Self::start); enough for 584 years.
+    /// Nanoseconds since [`new`](Self::new); enough for 584 years.
     #[must_use]
     pub fn now(&self) -> Nanos {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
