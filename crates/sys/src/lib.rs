@@ -5,7 +5,7 @@
 //!
 //! | module | for | real thing |
 //! |---|---|---|
-//! | [`event`], [`watch`] | [`device::Event`] | eventfds of programs |
+//! | [`event`] | [`device::Event`] | eventfds of programs |
 //! | [`process`] | [`iommu::Memory`] | the address space of a program |
 //! | [`pin`] | [`caller::Pinned`] | which memory a virtual address range is |
 //! | [`file`](mod@file) | [`iommu::Memory`] | files that programs map shared, mapped here as well |
@@ -14,7 +14,7 @@
 //! | [`executor`] | [`device::Wake`] | worker threads that give devices their turns |
 //! | [`clock`], [`mod@random`], [`limits`] | [`caller::Platform`], [`caller::Caller`] | time, random bytes, a program's limits |
 //!
-//! [`signal`] ends this program as another one ended. Below them lie `mapping` (shared mappings that survive the truncation of
+//! Below them lie `mapping` (shared mappings that survive the truncation of
 //! their file) and `vma` (what is mapped at an address of a program).
 //!
 //! Not here: seccomp, namespaces and files of the pretend `/sys`; those belong
@@ -33,9 +33,7 @@ mod mapping;
 pub mod pin;
 pub mod process;
 pub mod random;
-pub mod signal;
 mod vma;
-pub mod watch;
 pub mod window;
 
 pub use clock::Clock;
@@ -45,7 +43,6 @@ pub use executor::Executor;
 pub use pin::Pinner;
 pub use process::Process;
 pub use random::bytes as random;
-pub use watch::Watches;
 pub use window::MemfdFiles;
 
 use uapi::Errno;
