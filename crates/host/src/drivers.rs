@@ -73,6 +73,19 @@ pub(crate) fn driver(name: &str) -> Driver {
     }
 }
 
+/// Functions that vfio-pci leaves alone: their DMA cannot be made safe by a
+/// reset (Intel QAT C3xxx, C62x, DH895xCC and their VFs, DSA and IAX of SPR).
+const DENIED: [(u16, u16); 8] = [
+    (0x8086, 0x19e2),
+    (0x8086, 0x19e3),
+    (0x8086, 0x37c8),
+    (0x8086, 0x37c9),
+    (0x8086, 0x0435),
+    (0x8086, 0x0443),
+    (0x8086, 0x0b25),
+    (0x8086, 0x0cfe),
+];
+
 /// Whether `driver` may take the function, as its probe would decide
 /// (API-192): vfio-pci refuses bridges, functions without a group and PFs with
 /// VFs enabled.
@@ -89,6 +102,9 @@ pub(crate) fn probe(board: &Board, address: Address, driver: &Driver) -> Result<
             }
             if !board.fabric.virtual_functions(address).is_empty() {
                 return Err(Errno::EBUSY);
+            }
+            if DENIED.contains(&(function.spec().vendor, function.spec().device)) {
+                return Err(Errno::EINVAL);
             }
             Ok(())
         }

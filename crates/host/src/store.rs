@@ -110,8 +110,33 @@ impl Host {
                 }
                 Ok(())
             }
+            "reset_subordinate" => {
+                if text.trim() != "1" {
+                    return Err(Errno::EINVAL);
+                }
+                self.reset_below(address)
+            }
             _ => Err(Errno::EACCES),
         }
+    }
+
+    /// Resets the bus behind a bridge, with the configuration of each function
+    /// saved before and restored after (GRP-042).
+    fn reset_below(&mut self, bridge: Address) -> Result<(), Errno> {
+        let fabric = &mut self.board.fabric;
+        let saved: Vec<_> =
+            fabric.below(bridge).into_iter().filter_map(|a| Some((a, fabric.function(a)?.save()))).collect();
+        let reset = fabric.secondary_bus_reset(bridge);
+        for (address, config) in &saved {
+            if let Some(function) = fabric.function_mut(*address) {
+                function.restore(config);
+            }
+        }
+        let now = self.now();
+        for endpoint in reset.into_iter().filter_map(|address| self.board.endpoint(address)) {
+            endpoint.reset(ResetKind::Bus, now);
+        }
+        Ok(())
     }
 
     /// Binds a function: to `driver`, or to whichever matches.
@@ -163,7 +188,9 @@ impl Host {
                 return Err(Errno::EBUSY);
             }
             for vf in present {
-                self.board.slots.remove(&vf);
+                if let Some(endpoint) = self.board.slots.remove(&vf).and_then(|slot| slot.endpoint) {
+                    endpoint.requester.attach(None);
+                }
             }
             self.board.fabric.disable_vfs(pf);
             return Ok(());
@@ -197,6 +224,7 @@ impl Host {
                 ..Slot::default()
             };
             self.board.slots.insert(vf, slot);
+            self.vfio.function_added(vf, &self.board);
             if autoprobe {
                 // A VF that its driver refuses is there all the same, unbound.
                 let _ = self.attach(vf, None);

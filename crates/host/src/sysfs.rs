@@ -208,6 +208,23 @@ fn add_function(tree: &mut Tree, board: &Board, address: Address, function: &Fun
         tree.attribute(format!("{dir}/reset_method"), Some(names.join(" ") + "\n"));
     }
 
+    // GRP-042
+    if board.fabric.is_bridge(address) {
+        tree.attribute(format!("{dir}/reset_subordinate"), None);
+    }
+
+    // GRP-038: not for VFIO users; there is nothing behind them.
+    for bar in spec.bars.iter().enumerate().filter_map(|(n, bar)| bar.as_ref().map(|_| n)) {
+        tree.binary(format!("{dir}/resource{bar}"), Vec::new(), 0o600);
+    }
+
+    // GRP-045
+    if spec.aer {
+        tree.text(format!("{dir}/aer_dev_correctable"), counters(&CORRECTABLE, "COR"));
+        tree.text(format!("{dir}/aer_dev_nonfatal"), counters(&UNCORRECTABLE, "NONFATAL"));
+        tree.text(format!("{dir}/aer_dev_fatal"), counters(&UNCORRECTABLE, "FATAL"));
+    }
+
     // GRP-044
     for (prefix, link) in [("current", function.current_link()), ("max", function.max_link())] {
         if let Some((speed, width)) = link {
@@ -216,6 +233,36 @@ fn add_function(tree: &mut Tree, board: &Board, address: Address, function: &Fun
         }
     }
     sriov(tree, board, address, function, &dir);
+}
+
+/// Names of correctable errors in `aer_dev_correctable`.
+const CORRECTABLE: [&str; 8] =
+    ["RxErr", "BadTLP", "BadDLLP", "Rollover", "Timeout", "NonFatalErr", "CorrIntErr", "HeaderOF"];
+
+/// Names of uncorrectable errors in `aer_dev_nonfatal` and `aer_dev_fatal`.
+const UNCORRECTABLE: [&str; 17] = [
+    "Undefined",
+    "DLP",
+    "SDES",
+    "TLP",
+    "FCP",
+    "CmpltTO",
+    "CmpltAbrt",
+    "UnxCmplt",
+    "RxOF",
+    "MalfTLP",
+    "ECRC",
+    "UnsupReq",
+    "ACSViol",
+    "UncorrIntErr",
+    "BlockedTLP",
+    "AtomicOpBlocked",
+    "TLPBlockedErr",
+];
+
+/// Error counters; nothing counts yet.
+fn counters(names: &[&str], total: &str) -> String {
+    names.iter().map(|name| format!("{name} 0\n")).chain([format!("TOTAL_ERR_{total} 0\n")]).collect()
 }
 
 /// Id of the SR-IOV extended capability.

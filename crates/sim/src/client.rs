@@ -15,7 +15,7 @@ use uapi::Errno;
 use vm_memory::VolatileSlice;
 
 /// Virtual address of the first byte of every program's memory.
-pub(crate) const BASE: u64 = 0x10_0000;
+pub const BASE: u64 = 0x10_0000;
 /// Bytes of a program's memory.
 pub(crate) const SIZE: u64 = 1 << 20;
 
@@ -91,26 +91,29 @@ impl Memory for SimMemory {
 
 /// An open descriptor.
 #[derive(Clone, Debug)]
-pub(crate) enum Fd {
+pub enum Fd {
+    /// One of the lab's files.
     File(FileId),
+    /// An eventfd.
     Event(Arc<CountedEvent>),
 }
 
 /// A program.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     pub(crate) memory: Arc<SimMemory>,
     process: ProcessId,
     fds: RefCell<BTreeMap<i32, Fd>>,
 }
 
 impl Client {
-    pub(crate) fn new(process: u64) -> Client {
+    /// A program that has nothing open.
+    pub fn new(process: u64) -> Client {
         Client { memory: SimMemory::new(), process: ProcessId(process), fds: RefCell::default() }
     }
 
     /// Opens the lowest free descriptor.
-    pub(crate) fn install(&self, fd: Fd) -> i32 {
+    pub fn install(&self, fd: Fd) -> i32 {
         let mut fds = self.fds.borrow_mut();
         let number = (3..).find(|n| !fds.contains_key(n)).unwrap_or(i32::MAX);
         fds.insert(number, fd);
@@ -118,16 +121,17 @@ impl Client {
     }
 
     /// Closes a descriptor.
-    pub(crate) fn remove(&self, fd: i32) -> Option<Fd> {
+    pub fn remove(&self, fd: i32) -> Option<Fd> {
         self.fds.borrow_mut().remove(&fd)
     }
 
     /// Descriptors that are open.
-    pub(crate) fn open(&self) -> Vec<i32> {
+    pub fn open(&self) -> Vec<i32> {
         self.fds.borrow().keys().copied().collect()
     }
 
-    pub(crate) fn file_id(&self, fd: i32) -> Option<FileId> {
+    /// The lab's file that a descriptor is.
+    pub fn file_id(&self, fd: i32) -> Option<FileId> {
         match self.fds.borrow().get(&fd) {
             Some(Fd::File(file)) => Some(*file),
             _ => None,
@@ -135,12 +139,12 @@ impl Client {
     }
 
     /// The program's own load; not in the journal.
-    pub(crate) fn get(&self, vaddr: u64, to: &mut [u8]) {
+    pub fn get(&self, vaddr: u64, to: &mut [u8]) {
         let _ = self.memory.load(vaddr, to);
     }
 
     /// The program's own store.
-    pub(crate) fn set(&self, vaddr: u64, from: &[u8]) {
+    pub fn set(&self, vaddr: u64, from: &[u8]) {
         let _ = self.memory.store(vaddr, from);
     }
 }

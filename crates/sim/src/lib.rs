@@ -20,6 +20,8 @@ mod world;
 use op::Op;
 use world::{Broken, World};
 
+pub use client::{BASE, Client, Fd};
+pub use platform::{SimPlatform, SimStorage};
 pub use world::Tally;
 
 /// Steps of a seed.
@@ -86,5 +88,18 @@ mod tests {
         // Laws that nothing put to the test would say little.
         assert!(tally.starts > 100 && tally.completions > 1000 && tally.touches > 10_000, "{tally:?}");
         assert_eq!(run(7).ok(), run(7).ok());
+    }
+
+    #[test]
+    fn an_access_without_a_mapping_is_caught() {
+        let caught = |seed| {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut world = World::new(seed).unwrap();
+            (0..STEPS).any(|_| {
+                world.deceive();
+                world.step(&Op::random(&mut rng)).is_err()
+            })
+        };
+        assert!((0..20).filter(|seed| caught(*seed)).count() > 10);
     }
 }

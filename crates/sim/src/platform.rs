@@ -13,18 +13,19 @@ use models::testing::{MemoryDisk, TestFile};
 
 /// The simulated machine.
 #[derive(Debug)]
-pub(crate) struct SimPlatform {
+pub struct SimPlatform {
     now: AtomicU64,
     random: Mutex<fastrand::Rng>,
 }
 
 impl SimPlatform {
-    pub(crate) fn new(seed: u64) -> Arc<SimPlatform> {
+    /// A machine whose time starts now.
+    pub fn new(seed: u64) -> Arc<SimPlatform> {
         Arc::new(SimPlatform { now: AtomicU64::new(0), random: Mutex::new(fastrand::Rng::with_seed(seed)) })
     }
 
     /// Lets time pass.
-    pub(crate) fn advance(&self, ns: u64) {
+    pub fn advance(&self, ns: u64) {
         self.now.fetch_add(ns, Ordering::Relaxed);
     }
 }
@@ -58,7 +59,7 @@ impl DeviceFiles for SimPlatform {
 
 /// Disks in memory.
 #[derive(Debug)]
-pub(crate) struct SimStorage;
+pub struct SimStorage;
 
 impl Storage for SimStorage {
     fn open(&self, spec: &DiskSpec) -> Result<Arc<dyn Disk>, String> {

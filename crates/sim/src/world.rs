@@ -130,6 +130,13 @@ impl World {
         self.check_touches(mover)
     }
 
+    /// Makes the observer believe that nothing is mapped: from now on each
+    /// access breaks a law.
+    #[cfg(test)]
+    pub(crate) fn deceive(&mut self) {
+        self.oracle.containers.values_mut().for_each(|c| c.maps.clear());
+    }
+
     /// Closes everything; nothing may be left.
     pub(crate) fn finish(&mut self) -> Step {
         for device in self.devices.clone() {

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What programs read in `/sys` and `/dev` before they make a VFIO call, and
+//! what stores to attributes do.
+
+use host::tree::{Entry, Node, Tree};
+use host::{Host, Lab};
+use sim::{BASE, Client, Fd, SimPlatform, SimStorage};
+use uapi::Errno;
+
+const DEVICE: &str = "/sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0";
+const PORT: &str = "/sys/devices/pci0000:00/0000:00:01.0";
+
+fn lab(text: &str) -> Host {
+    let lab = Lab::parse("test", text).unwrap();
+    Host::new(lab, SimPlatform::new(1), Box::new(SimStorage)).unwrap()
+}
+
+fn one() -> Host {
+    lab("[[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\nsize = \"1M\"\n")
+}
+
+fn sriov() -> Host {
+    lab("[vfio]\nenable_sriov = true\n[[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\nsize = \"1M\"\ntotal_vfs = 4\n")
+}
+
+fn text(tree: &Tree, path: &str) -> String {
+    match tree.get(path) {
+        Some(Entry::File { content, .. }) => String::from_utf8(content.clone()).unwrap(),
+        other => panic!("{path}: {other:?}"),
+    }
+}
+
+fn link<'a>(tree: &'a Tree, path: &str) -> &'a str {
+    match tree.get(path) {
+        Some(Entry::Link(target)) => target,
+        other => panic!("{path}: {other:?}"),
+    }
+}
+
+fn store(host: &mut Host, path: &str, value: &str) -> Result<usize, Errno> {
+    host.store(path, value.as_bytes())
+}
+
+/// GRP-031, GRP-032, GRP-033
+#[test]
+fn a_device_is_found_by_links() {
+    let tree = one().tree();
+    assert_eq!(
+        link(&tree, "/sys/bus/pci/devices/0000:01:00.0"),
+        "../../../devices/pci0000:00/0000:00:01.0/0000:01:00.0"
+    );
+    assert_eq!(link(&tree, &format!("{DEVICE}/iommu_group")), "../../../../kernel/iommu_groups/1");
+    assert_eq!(link(&tree, &format!("{DEVICE}/driver")), "../../../../bus/pci/drivers/vfio-pci");
+    assert_eq!(link(&tree, &format!("{DEVICE}/subsystem")), "../../../../bus/pci");
+    assert_eq!(link(&tree, &format!("{PORT}/driver")), "../../../bus/pci/drivers/pcieport");
+}
+
+/// GRP-035, GRP-036, GRP-048
+#[test]
+fn ids_are_written_as_linux_writes_them() {
+    let tree = one().tree();
+    let attribute = |name: &str| text(&tree, &format!("{DEVICE}/{name}"));
+    assert_eq!(attribute("vendor"), "0x1234\n");
+    assert_eq!(attribute("device"), "0x4e56\n");
+    assert_eq!(attribute("subsystem_vendor"), "0x1234\n");
+    assert_eq!(attribute("class"), "0x010802\n");
+    assert_eq!(attribute("revision"), "0x01\n");
+    assert_eq!(attribute("numa_node"), "-1\n");
+    assert!(attribute("irq").trim_end().parse::<u32>().is_ok());
+    assert_eq!(attribute("modalias"), "pci:v00001234d00004E56sv00001234sd00004E56bc01sc08i02\n");
+    assert_eq!(attribute("local_cpulist"), "0\n");
+    assert_eq!(attribute("local_cpus"), "1\n");
+}
+
+/// GRP-037, GRP-038, GRP-039
+#[test]
+fn resources_and_config_are_there() {
+    let host = one();
+    let tree = host.tree();
+    let resource = text(&tree, &format!("{DEVICE}/resource"));
+    let lines: Vec<&str> = resource.lines().collect();
+    assert_eq!(lines.len(), 13);
+    assert!(lines.iter().all(|l| l.len() == 3 * 18 + 2 && l.split(' ').all(|n| n.starts_with("0x"))), "{resource}");
+    assert_ne!(lines[0], lines[1]);
+    assert_eq!(text(&tree, &format!("{PORT}/resource")).lines().count(), 17);
+    assert!(tree.get(&format!("{DEVICE}/resource0")).is_some());
+    assert!(tree.get(&format!("{DEVICE}/resource2")).is_none());
+    let Some(Entry::File { content, mode: 0o644, .. }) = tree.get(&format!("{DEVICE}/config")) else { panic!() };
+    assert_eq!((content.len(), &content[..4]), (4096, &[0x34, 0x12, 0x56, 0x4e][..]));
+}
+
+/// GRP-041, GRP-042, GRP-043, GRP-044, GRP-045
+#[test]
+fn resets_power_link_and_errors() {
+    let mut host = one();
+    let tree = host.tree();
+    assert_eq!(text(&tree, &format!("{DEVICE}/reset_method")), "flr pm bus\n");
+    assert_eq!(text(&tree, &format!("{DEVICE}/power_state")), "D0\n");
+    assert!(text(&tree, &format!("{DEVICE}/current_link_speed")).contains("GT/s"));
+    assert!(text(&tree, &format!("{DEVICE}/aer_dev_fatal")).ends_with("TOTAL_ERR_FATAL 0\n"));
+    let write_only = |path: String| matches!(tree.get(&path), Some(Entry::File { mode: 0o200, writable: true, .. }));
+    assert!(write_only(format!("{DEVICE}/reset")) && write_only(format!("{PORT}/reset_subordinate")));
+    assert_eq!(store(&mut host, &format!("{DEVICE}/reset"), "1\n"), Ok(2));
+    assert_eq!(store(&mut host, &format!("{DEVICE}/reset"), "2\n"), Err(Errno::EINVAL));
+    assert_eq!(store(&mut host, &format!("{PORT}/reset_subordinate"), "1\n"), Ok(2));
+    assert_eq!(store(&mut host, &format!("{DEVICE}/vendor"), "1\n"), Err(Errno::EACCES));
+}
+
+/// GRP-053, GRP-055, GRP-056
+#[test]
+fn groups_list_their_members() {
+    let tree = one().tree();
+    assert_eq!(
+        link(&tree, "/sys/kernel/iommu_groups/1/devices/0000:01:00.0"),
+        "../../../../devices/pci0000:00/0000:00:01.0/0000:01:00.0"
+    );
+    assert_eq!(
+        text(&tree, "/sys/kernel/iommu_groups/1/reserved_regions"),
+        "0x00000000fee00000 0x00000000feefffff msi\n"
+    );
+    assert_eq!(text(&tree, "/sys/kernel/iommu_groups/1/type"), "DMA-FQ\n");
+}
+
+/// GRP-058, GRP-060
+#[test]
+fn a_group_has_a_node_while_vfio_has_a_member() {
+    let mut host = one();
+    let node = |host: &Host| host.tree().get("/dev/vfio/1").cloned();
+    assert_eq!(host.tree().get("/dev/vfio/vfio"), Some(&Entry::Device(Node::VfioContainer)));
+    assert_eq!(node(&host), Some(Entry::Device(Node::VfioGroup(1))));
+    let before = host.generation();
+    store(&mut host, "/sys/bus/pci/drivers/vfio-pci/unbind", "0000:01:00.0").unwrap();
+    assert_eq!(node(&host), None);
+    assert_ne!(host.generation(), before);
+}
+
+/// GRP-034, GRP-061
+#[test]
+fn drivers_are_bound_by_override_or_by_id() {
+    let mut host = one();
+    let driver = |host: &Host| host.functions().into_iter().find(|f| f.address == "0000:01:00.0").unwrap().driver;
+    let attribute = format!("{DEVICE}/driver_override");
+    assert_eq!(text(&host.tree(), &attribute), "(null)\n");
+    store(&mut host, "/sys/bus/pci/drivers/vfio-pci/unbind", "0000:01:00.0\n").unwrap();
+    assert_eq!(driver(&host), None);
+    assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/bind", "0000:01:00.0"), Err(Errno::ENODEV));
+
+    store(&mut host, &attribute, "vfio-pci\n").unwrap();
+    assert_eq!(text(&host.tree(), &attribute), "vfio-pci\n");
+    store(&mut host, "/sys/bus/pci/drivers_probe", "0000:01:00.0").unwrap();
+    assert_eq!(driver(&host).as_deref(), Some("vfio-pci"));
+    assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/bind", "0000:01:00.0"), Err(Errno::EBUSY));
+    assert_eq!(store(&mut host, &attribute, &"x".repeat(4096)), Err(Errno::EINVAL));
+
+    store(&mut host, &attribute, "\n").unwrap();
+    store(&mut host, "/sys/bus/pci/drivers/vfio-pci/unbind", "0000:01:00.0").unwrap();
+    assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/new_id", "1234 4e56"), Ok(9));
+    assert_eq!(driver(&host).as_deref(), Some("vfio-pci"));
+    assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/new_id", "1234 4e56"), Err(Errno::EEXIST));
+    assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/remove_id", "1234 4e56"), Ok(9));
+    assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/remove_id", "1234 4e56"), Err(Errno::ENODEV));
+}
+
+/// GRP-065, API-192: a probe that fails leaves the function unbound.
+#[test]
+fn a_bridge_is_refused() {
+    let mut host = one();
+    store(&mut host, "/sys/bus/pci/drivers/pcieport/unbind", "0000:00:01.0").unwrap();
+    store(&mut host, &format!("{PORT}/driver_override"), "vfio-pci").unwrap();
+    assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/bind", "0000:00:01.0"), Err(Errno::EINVAL));
+    assert_eq!(host.functions()[0].driver, None);
+}
+
+/// GRP-029: a kernel driver is kept out of a group that a program owns.
+/// API-272: its user is asked to give the device back.
+#[test]
+fn a_device_in_use_stays_bound() {
+    let mut host = lab(concat!(
+        "[[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\nsize = \"1M\"\n",
+        "[[device]]\nmodel = \"nvme\"\naddr = \"01:00.1\"\nsize = \"1M\"\n",
+        "[[device]]\nmodel = \"nvme\"\naddr = \"02:00.0\"\nsize = \"1M\"\ndriver = \"nvme\"\n",
+    ));
+    let client = Client::new(1);
+    let container = host.open(Node::VfioContainer, &client).unwrap();
+    let fd = client.install(Fd::File(container));
+    let number = host.functions().into_iter().find(|f| f.address == "0000:01:00.0").and_then(|f| f.group).unwrap();
+    let group = host.open(Node::VfioGroup(number), &client).unwrap();
+    client.set(BASE, &fd.to_le_bytes());
+    host.ioctl(group, 0x3b68, BASE, &client).unwrap();
+    host.ioctl(container, 0x3b66, 3, &client).unwrap();
+    client.set(BASE, b"0000:01:00.0\0");
+    host.ioctl(group, 0x3b6a, BASE, &client).unwrap();
+    assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/unbind", "0000:01:00.0"), Err(Errno::EBUSY));
+
+    let sibling = "/sys/bus/pci/devices/0000:01:00.1/driver_override";
+    store(&mut host, "/sys/bus/pci/drivers/vfio-pci/unbind", "0000:01:00.1").unwrap();
+    store(&mut host, sibling, "nvme").unwrap();
+    assert_eq!(store(&mut host, "/sys/bus/pci/drivers/nvme/bind", "0000:01:00.1"), Err(Errno::EBUSY));
+}
+
+/// GRP-046, GRP-049, GRP-050, GRP-051, GRP-052
+#[test]
+fn virtual_functions_come_and_go() {
+    let mut host = sriov();
+    let attribute = |host: &Host, name: &str| text(&host.tree(), &format!("{DEVICE}/{name}"));
+    assert_eq!(attribute(&host, "sriov_totalvfs"), "4\n");
+    assert_eq!(attribute(&host, "sriov_numvfs"), "0\n");
+    assert_eq!(attribute(&host, "sriov_vf_device"), "4e56\n");
+    assert_eq!(attribute(&host, "sriov_drivers_autoprobe"), "1\n");
+    let (offset, stride) = (attribute(&host, "sriov_offset"), attribute(&host, "sriov_stride"));
+    assert!(offset.trim_end().parse::<u16>().unwrap() > 0 && stride.trim_end().parse::<u16>().unwrap() > 0);
+
+    let numvfs = format!("{DEVICE}/sriov_numvfs");
+    assert_eq!(store(&mut host, &numvfs, "5"), Err(Errno::ERANGE));
+    assert_eq!(store(&mut host, &numvfs, "0"), Ok(1));
+    assert_eq!(store(&mut host, &numvfs, "2"), Ok(1));
+    assert_eq!(store(&mut host, &numvfs, "2"), Ok(1));
+    assert_eq!(store(&mut host, &numvfs, "3"), Err(Errno::EBUSY));
+    let vfs: Vec<_> = host.functions().into_iter().filter(|f| f.physical_function.is_some()).collect();
+    assert_eq!(vfs.len(), 2);
+    assert!(vfs.iter().all(|vf| vf.id == "1234:4e56" && vf.driver.as_deref() == Some("vfio-pci")));
+    let tree = host.tree();
+    assert_eq!(link(&tree, &format!("{DEVICE}/virtfn1")), format!("../{}", vfs[1].address));
+    let vf = format!("{PORT}/{}", vfs[0].address);
+    assert_eq!(link(&tree, &format!("{vf}/physfn")), "../0000:01:00.0");
+    assert_eq!(text(&tree, &format!("{vf}/driver_override")), "vfio-pci\n");
+
+    store(&mut host, "/sys/bus/pci/drivers/vfio-pci/unbind", "0000:01:00.0").unwrap();
+    store(&mut host, &format!("{DEVICE}/driver_override"), "vfio-pci").unwrap();
+    assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/bind", "0000:01:00.0"), Err(Errno::EBUSY));
+    assert_eq!(store(&mut host, &numvfs, "0"), Err(Errno::ENOENT));
+
+    let mut refused = lab("[[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\nsize = \"1M\"\ntotal_vfs = 4\n");
+    assert_eq!(store(&mut refused, &numvfs, "1"), Err(Errno::ENOENT));
+}
+
+#[test]
+fn two_devices_at_one_address_are_refused() {
+    let text = "[[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\n[[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\n";
+    let error = Host::new(Lab::parse("x.toml", text).unwrap(), SimPlatform::new(1), Box::new(SimStorage)).unwrap_err();
+    assert!(error.to_string().starts_with("x.toml:4:1: `addr`: 0000:01:00.0 is in use"), "{error}");
+}
+
+#[test]
+fn a_cycle_of_ports_is_refused_and_named() {
+    let text = concat!(
+        "[[port]]\naddr = \"01:00.0\"\nkind = \"upstream\"\nbus = 2\n",
+        "[[port]]\naddr = \"02:00.0\"\nkind = \"downstream\"\nbus = 1\n"
+    );
+    let error = Host::new(Lab::parse("x.toml", text).unwrap(), SimPlatform::new(1), Box::new(SimStorage)).unwrap_err();
+    assert!(error.to_string().starts_with("x.toml:"), "{error}");
+}
+
+#[test]
+fn every_example_lab_can_be_built() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../labs");
+    let mut count = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.display().to_string();
+        let lab = Lab::parse(&name, &std::fs::read_to_string(&path).unwrap()).unwrap_or_else(|e| panic!("{e}"));
+        let host = Host::new(lab, SimPlatform::new(1), Box::new(SimStorage)).unwrap_or_else(|e| panic!("{e}"));
+        assert!(host.functions().iter().any(|f| f.driver.as_deref() == Some("vfio-pci")), "{name}");
+        count += 1;
+    }
+    assert!(count >= 5);
+}
