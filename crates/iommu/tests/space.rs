@@ -228,7 +228,7 @@ impl Lab {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 4 } else { 400 },
+        cases: if cfg!(miri) { 4 } else { 200 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
