@@ -65,7 +65,7 @@ impl Place {
     /// If the system's temporary directory cannot be written.
     #[must_use]
     pub fn new() -> Place {
-        let directory = tempfile::Builder::new().prefix("vfuse-programs-").tempdir().expect("/tmp can be written");
+        let directory = tempfile::Builder::new().prefix("programs-").tempdir().expect("/tmp can be written");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
         Place { directory }
     }
@@ -85,6 +85,18 @@ impl Place {
         let path = self.path(name);
         fs::write(&path, content).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("it is ours");
+        path
+    }
+
+    /// Makes a directory that every user may enter and write.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    #[must_use]
+    pub fn directory(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir(&path).unwrap_or_else(|e| panic!("cannot make {}: {e}", path.display()));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("it is ours");
         path
     }
 

@@ -3,10 +3,9 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use programs::{Vfuse, Way, in_each_way, run_child};
+use programs::{Vfuse, Way, in_each_way};
 use rustix::process::Signal;
 
 in_each_way! {
@@ -57,22 +56,20 @@ in_each_way! {
 
     /// Nothing is left mounted, running or on disk when the program ends.
     fn nothing_is_left(way) {
-        let before = traces();
-        Vfuse::new(way).shell("ls /dev/vfio > /dev/null").succeeded();
-        assert_eq!(traces(), before);
+        let (vfuse, before) = watched(way);
+        vfuse.shell("ls /dev/vfio > /dev/null").succeeded();
+        assert_eq!(traces(&vfuse), before);
     }
 
     /// Nor when vfuse itself is killed.
     fn nothing_is_left_of_a_killed_run(way) {
-        let before = traces();
-        let vfuse = Vfuse::new(way);
-        let started = vfuse.place.path("started");
-        let lines = format!("touch {}; exec sleep 1000", started.display());
-        let mut child = vfuse.command(["sh", "-c", &lines]).spawn().expect("vfuse starts");
-        wait_until(|| started.exists());
+        let (vfuse, before) = watched(way);
+        let mut child = vfuse.command(["sh", "-c", "touch files/started; exec sleep 1000"]).spawn().expect("vfuse starts");
+        wait_until(|| vfuse.place.path("files/started").exists(), &vfuse);
+        fs::remove_file(vfuse.place.path("files/started")).expect("it is there");
         child.kill().expect("it is ours");
         child.wait().expect("it is ours");
-        wait_until(|| traces() == before);
+        wait_until(|| traces(&vfuse) == before, &vfuse);
     }
 }
 
@@ -94,27 +91,39 @@ fn usage_errors() {
     }
 }
 
-/// Mounts, files and processes that a run could leave, as this process sees
-/// them.
-fn traces() -> Vec<String> {
+/// A run whose temporary files lie in its own place, and what there is before
+/// it.
+fn watched(way: Way) -> (Vfuse, Vec<String>) {
+    let vfuse = Vfuse::new(way);
+    let files = vfuse.place.directory("files");
+    let files = files.to_string_lossy();
+    let vfuse = vfuse.env("XDG_RUNTIME_DIR", &files).env("TMPDIR", &files);
+    let _ = vfuse.command(["true"]); // the program's copy is there
+    let before = traces(&vfuse);
+    (vfuse, before)
+}
+
+/// Mounts, files and processes that a run could leave.
+fn traces(vfuse: &Vfuse) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
     let mut traces: Vec<String> = mounts.lines().map(str::to_owned).collect();
-    for directory in ["/tmp", "/run", "/dev/shm"] {
-        let entries = fs::read_dir(directory).expect("a usual directory");
-        let names = entries.flatten().map(|entry| entry.path().display().to_string());
-        traces.extend(names.filter(|name| name.contains("vfuse") && !name.contains("vfuse-programs-")));
+    let files = fs::read_dir(vfuse.place.path("files")).expect("our own directory");
+    traces.extend(files.flatten().map(|entry| entry.path().display().to_string()));
+    // Who runs in the run's directory, or whose environment names it.
+    let place = vfuse.place.path("files").to_string_lossy().into_owned();
+    for process in fs::read_dir("/proc").expect("/proc is mounted").flatten() {
+        let environment = fs::read(process.path().join("environ")).unwrap_or_default();
+        if String::from_utf8_lossy(&environment).contains(&place) {
+            traces.push(process.path().display().to_string());
+        }
     }
-    let mut pgrep = Command::new("pgrep");
-    pgrep.args(["-x", "vfuse|vfuse-keeper"]);
-    let count = run_child(pgrep, Duration::from_secs(10)).text.lines().count();
-    traces.push(format!("{count} processes"));
     traces
 }
 
-fn wait_until(mut true_now: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+fn wait_until(mut true_now: impl FnMut() -> bool, vfuse: &Vfuse) {
+    let deadline = Instant::now() + Duration::from_secs(20);
     while !true_now() {
-        assert!(std::time::Instant::now() < deadline, "it did not happen within 20 s: {:?}", traces());
+        assert!(Instant::now() < deadline, "it did not happen within 20 s: {:?}", traces(vfuse));
         std::thread::yield_now();
     }
 }
