@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where events go: to standard error for people, to a file for programs.
+//! Where events go: lines on standard error for people, JSON lines in a file
+//! for programs. Both show an event's stable name, its fields and its time.
 
+use std::fmt::{self, Debug, Write as _};
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
+use serde_json::{Map, Value, json};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
+use tracing_subscriber::{Layer, fmt as format};
 
 /// Starts logging. `RUST_LOG` wins over `verbose`; the trace file gets
 /// everything whatever either says.
@@ -20,14 +27,100 @@ pub(crate) fn start(verbose: u8, trace: Option<&Path>) -> Result<()> {
         _ => LevelFilter::TRACE,
     };
     let filter = EnvFilter::builder().with_default_directive(default.into()).from_env().context("RUST_LOG")?;
-    let people = fmt::layer().with_writer(std::io::stderr).with_filter(filter);
+    let people = format::layer().with_writer(std::io::stderr).event_format(Line(Instant::now())).with_filter(filter);
     let file = match trace {
         Some(path) => {
             let file = File::create(path).with_context(|| format!("cannot write the trace {}", path.display()))?;
-            let filter = EnvFilter::new("vfuse=trace");
-            Some(fmt::layer().json().flatten_event(true).with_writer(Mutex::new(file)).with_filter(filter))
+            Some(Trace { start: Instant::now(), file: Mutex::new(file) }.with_filter(ours()))
         }
         None => None,
     };
     tracing_subscriber::registry().with(people).with(file).try_init().context("cannot start logging")
+}
+
+/// The project's own events, all of them.
+fn ours() -> EnvFilter {
+    EnvFilter::new("vfuse=trace,vfio=trace,host=trace,models=trace,sys=trace,intercept=trace,iommu=trace,pci=trace")
+}
+
+/// An event's stable name; for one without, where it comes from.
+fn name<'a>(event: &Event<'a>) -> &'a str {
+    let metadata = event.metadata();
+    if metadata.name().starts_with("event ") { metadata.target() } else { metadata.name() }
+}
+
+/// One event a line for people: seconds since the start, level, name, fields.
+struct Line(Instant);
+
+impl<S, N> format::FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    N: for<'a> format::FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &format::FmtContext<'_, S, N>,
+        mut writer: format::format::Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let time = self.0.elapsed();
+        write!(
+            writer,
+            "{:4}.{:06} {:5} {} ",
+            time.as_secs(),
+            time.subsec_micros(),
+            event.metadata().level(),
+            name(event)
+        )?;
+        context.field_format().format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
+
+/// One JSON object a line for programs: `ns` since the start, `level`, `event`,
+/// and the event's fields.
+struct Trace {
+    start: Instant,
+    file: Mutex<File>,
+}
+
+impl<S: Subscriber> Layer<S> for Trace {
+    fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+        let mut fields = Fields(Map::new());
+        fields.0.insert("ns".into(), json!(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)));
+        fields.0.insert("level".into(), json!(event.metadata().level().as_str()));
+        fields.0.insert("event".into(), json!(name(event)));
+        event.record(&mut fields);
+        let mut line = Value::Object(fields.0).to_string();
+        line.push('\n');
+        // A full disk must not end the run; the program's result counts.
+        let _ = self.file.lock().unwrap_or_else(|e| e.into_inner()).write_all(line.as_bytes());
+    }
+}
+
+struct Fields(Map<String, Value>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{value:?}");
+        self.0.insert(field.name().into(), Value::String(text));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().into(), json!(value));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.0.insert(field.name().into(), json!(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.0.insert(field.name().into(), json!(value));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.0.insert(field.name().into(), json!(value));
+    }
 }
