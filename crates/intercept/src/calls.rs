@@ -152,7 +152,7 @@ impl State {
     }
 
     /// Answers `pread64` and its like. The offset says that a device is meant,
-    /// and which.
+    /// and which; where Linux lays regions, it does not say which.
     pub(crate) fn read_write(
         &mut self,
         n: &Notification,
@@ -161,9 +161,10 @@ impl State {
     ) -> Result<Outcome, Errno> {
         let [fd, buf, len, offset, ..] = n.args;
         let fd = fd as i32;
-        let Some((device, ..)) = region::split(offset) else { return Ok(Outcome::GoOn) };
+        let device = region::split(offset).map(|(device, ..)| device);
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
-        let known = process.known(fd).filter(|known| known.device == Some(device) && self.files.is_open(known.file));
+        let known = process.known(fd);
+        let known = known.filter(|known| device.is_some() && known.device == device && self.files.is_open(known.file));
         let known = match known {
             Some(known) => known,
             None => match self.look(n, listener, fd)? {
@@ -203,8 +204,8 @@ impl State {
         } else {
             one(buf, len, offset)?
         };
-        if known.device.is_none() {
-            process.learn(fd, Known { device: Some(device), ..known });
+        if known.device.is_none() && device.is_some() {
+            process.learn(fd, Known { device, ..known });
         }
         Ok(Outcome::Done(Ok(done)))
     }

@@ -31,6 +31,18 @@ pub const fn split(offset: u64) -> Option<(u32, u32, u64)> {
     Some((slot / PER_DEVICE - 1, slot % PER_DEVICE, offset & ((1 << SHIFT) - 1)))
 }
 
+/// Region index and position of an offset as Linux lays regions out, for
+/// programs that do not ask (DPDK before 23.07). Region 0 is not told from an
+/// ordinary file's start: `None`, as above the layout.
+#[must_use]
+pub const fn split_linux(offset: u64) -> Option<(u32, u64)> {
+    let slot = offset >> SHIFT;
+    if slot == 0 || slot >= PER_DEVICE as u64 {
+        return None;
+    }
+    Some((slot as u32, offset & ((1 << SHIFT) - 1)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +54,9 @@ mod tests {
                 assert_eq!(split(offset(device, index) + 0x1234), Some((device, index, 0x1234)));
             }
         }
+        assert_eq!(split_linux((7 << SHIFT) + 4), Some((7, 4)));
+        assert_eq!(split_linux(4), None);
+        assert_eq!(split_linux(offset(0, 0)), None);
         assert_eq!(split(0), None);
         assert_eq!(split(offset(0, 0) - 1), None);
         assert!(offset(MAX_DEVICES - 1, PER_DEVICE - 1) + ((1 << SHIFT) - 1) <= i64::MAX as u64);

@@ -23,6 +23,16 @@ impl Device {
         }
     }
 
+    /// The same for an access that the program made by a call: it may take
+    /// Linux's layout for granted (API-130). A mapping may not, since its pages
+    /// lie elsewhere.
+    fn locate_access(&self, offset: u64) -> Result<(u32, u64), Errno> {
+        match uapi::region::split_linux(offset) {
+            Some((index, pos)) if index < region_index::COUNT => Ok((index, pos)),
+            _ => self.locate(offset),
+        }
+    }
+
     /// `pread` of at least one byte.
     pub(super) fn read(
         &mut self,
@@ -33,7 +43,7 @@ impl Device {
         board: &mut Board,
         clock: &dyn Platform,
     ) -> Result<u64, Errno> {
-        match self.locate(offset)? {
+        match self.locate_access(offset)? {
             (region_index::CONFIG, pos) => self.read_config(pos, buf, len, caller, board),
             (region_index::ROM, pos) => self.read_rom(pos, buf, len, caller),
             (index @ region_index::BAR0..=region_index::BAR5, pos) => {
@@ -54,7 +64,7 @@ impl Device {
         board: &mut Board,
         now: u64,
     ) -> Result<u64, Errno> {
-        match self.locate(offset)? {
+        match self.locate_access(offset)? {
             (region_index::CONFIG, pos) => self.write_config(pos, buf, len, caller, board, now),
             (index @ region_index::BAR0..=region_index::BAR5, pos) => {
                 self.write_bar(index as usize, pos, buf, len, caller, now)
