@@ -109,7 +109,7 @@ fn modules(tree: &mut Tree, options: &vfio::Options) {
 /// DPDK takes the width of I/O virtual addresses from VT-d's capability
 /// register: bits 21:16 hold it minus one (GRP-081).
 fn iommu(tree: &mut Tree, address_width: u8) {
-    let capability = u64::from(address_width - 1) << 16 | 0xd2 << 32 | 0x8660_462;
+    let capability = 0x00d2_008c_4040_0462 | u64::from(address_width - 1) << 16;
     tree.text(format!("{IOMMU}/intel-iommu/cap"), format!("{capability:x}\n"));
     tree.text(format!("{IOMMU}/intel-iommu/ecap"), "f020df\n");
     tree.text(format!("{IOMMU}/intel-iommu/version"), "1:0\n");

@@ -63,7 +63,7 @@ impl Op {
                 prot: rng.u8(..4),
             },
             18..=25 => Op::Unmap { client, fd, iova_page: rng.u16(..192), pages: rng.u8(..33), all: rng.u8(..20) == 0 },
-            26..=27 => Op::Command { client, fd, value: rng.u16(..) & 0x0407 | 0x2 * u16::from(rng.bool()) },
+            26..=27 => Op::Command { client, fd, value: (rng.u16(..) & 0x0405) | (u16::from(rng.bool()) << 1) },
             28..=33 => Op::Start { client, fd },
             34..=53 => Op::Submit { client, fd, commands: rng.u8(1..9), kind: rng.u8(..), wild: rng.u8(..4) == 0 },
             54..=65 => Op::Reap { client, fd },

@@ -4,7 +4,7 @@
 
 use std::fmt::{self, Debug, Write as _};
 use std::fs::File;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -27,7 +27,11 @@ pub(crate) fn start(verbose: u8, trace: Option<&Path>) -> Result<()> {
         _ => LevelFilter::TRACE,
     };
     let filter = EnvFilter::builder().with_default_directive(default.into()).from_env().context("RUST_LOG")?;
-    let people = format::layer().with_writer(std::io::stderr).event_format(Line(Instant::now())).with_filter(filter);
+    let people = format::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .event_format(Line(Instant::now()))
+        .with_filter(filter);
     let file = match trace {
         Some(path) => {
             let file = File::create(path).with_context(|| format!("cannot write the trace {}", path.display()))?;
@@ -43,10 +47,15 @@ fn ours() -> EnvFilter {
     EnvFilter::new("vfuse=trace,vfio=trace,host=trace,models=trace,sys=trace,intercept=trace,iommu=trace,pci=trace")
 }
 
-/// An event's stable name; for one without, where it comes from.
-fn name<'a>(event: &Event<'a>) -> &'a str {
+/// An event's stable name: `vfio.set_iommu`, `nvme.command`, `call`.
+fn name(event: &Event<'_>) -> String {
     let metadata = event.metadata();
-    if metadata.name().starts_with("event ") { metadata.target() } else { metadata.name() }
+    let source = metadata.target().trim_start_matches("vfuse::");
+    match metadata.name() {
+        unnamed if unnamed.starts_with("event ") => source.to_owned(),
+        whole if whole.contains('.') => whole.to_owned(),
+        part => format!("{source}.{part}"),
+    }
 }
 
 /// One event a line for people: seconds since the start, level, name, fields.
