@@ -8,6 +8,7 @@
 //! another thread (`side`).
 
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
@@ -44,7 +45,14 @@ impl Shared {
     pub(crate) fn serve(&self) {
         while !self.over.load(Ordering::Acquire) {
             match self.listener.receive() {
-                Ok(notification) => self.handle(&notification),
+                Ok(notification) => {
+                    // A mistake in the core costs one call, not the program's whole run.
+                    let handled = catch_unwind(AssertUnwindSafe(|| self.handle(&notification)));
+                    if handled.is_err() {
+                        tracing::error!(target: "vfuse::run", call = call_name(notification.nr), "internal error: the call fails with EIO");
+                        let _ = self.listener.answer(notification.id, Err(Errno::EIO));
+                    }
+                }
                 // The caller died before we looked, or all have.
                 Err(Raw::NOENT) => {
                     if self.is_abandoned() {
