@@ -29,11 +29,15 @@ fn main() -> ExitCode {
         Command::Lab(LabCommand::Check { file }) => log::start(arguments.verbose, None).and_then(|()| check(file)),
         Command::Device(DeviceCommand::List { control, json }) => list(control, *json),
     };
-    result.unwrap_or_else(|error| {
-        eprintln!("vfuse: {error:#}");
-        match error.downcast_ref::<intercept::Error>() {
-            Some(error) => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1)),
-            None => ExitCode::from(USAGE),
+    result.unwrap_or_else(|error| match error.downcast_ref::<intercept::Error>() {
+        // Its message has the cause in it.
+        Some(error) => {
+            eprintln!("vfuse: {error}");
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
+        }
+        None => {
+            eprintln!("vfuse: {error:#}");
+            ExitCode::from(USAGE)
         }
     })
 }
