@@ -19,7 +19,7 @@ use uapi::Errno;
 use crate::calls::{Outcome, thread};
 use crate::listener::{Listener, Notification, last_errno, to_core};
 use crate::processes::parent_of;
-use crate::resolve::{Target, resolve};
+use crate::resolve::{Target, is_owned, resolve};
 use crate::state::State;
 use crate::{Entry, Isolation, NODE_DEVICE, identity};
 
@@ -242,6 +242,7 @@ impl State {
     fn is_machines_dir(&self, path: &str) -> bool {
         let listed = self.farm.tree().entries.get(path);
         matches!(listed, None | Some(Entry::Dir { own: false }))
+            && !is_owned(self.farm.tree(), path)
             && !self.composed.iter().any(|dir| dir == path)
             && std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
     }

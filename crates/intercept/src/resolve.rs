@@ -80,7 +80,7 @@ fn is_implied_dir(tree: &Tree, path: &str) -> bool {
 }
 
 /// Whether the machine's entries in a directory are hidden.
-fn is_owned(tree: &Tree, dir: &str) -> bool {
+pub(crate) fn is_owned(tree: &Tree, dir: &str) -> bool {
     let ends = dir.match_indices('/').map(|(end, _)| end).chain([dir.len()]);
     ends.filter_map(|end| dir.get(..end)).any(|dir| matches!(tree.entries.get(dir), Some(Entry::Dir { own: true })))
 }

@@ -187,7 +187,9 @@ impl Signals {
             return;
         }
         self.stopped = true;
-        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::STOP);
+        // To this thread, so that it does not get beyond the next line before the process stops.
+        // SAFETY: takes a number only.
+        unsafe { libc::raise(libc::SIGSTOP) };
         // Here again: somebody continued us, and means the program too.
         self.stopped = false;
         let _ = rustix::process::kill_process(main, Signal::CONT);
