@@ -10,7 +10,7 @@ use uapi::Errno;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Drivers {
     names: Vec<String>,
-    vfio_ids: Vec<(u16, u16)>,
+    vfio_ids: Vec<Id>,
 }
 
 impl Drivers {
@@ -42,12 +42,22 @@ impl Drivers {
             return self.named(name);
         }
         let spec = board.fabric.function(address)?.spec();
-        self.vfio_ids.contains(&(spec.vendor, spec.device)).then_some(Driver::VfioPci)
+        self.vfio_ids.iter().any(|id| id.matches(spec)).then_some(Driver::VfioPci)
     }
 
-    /// `new_id`: `VVVV DDDD` in hex; the same id twice is `EEXIST`.
+    /// `new_id`: `VVVV DDDD [SVVV SDDD [CCCCCC [MMMMMM]]]` in hex; the same id
+    /// twice is `EEXIST` (GRP-061).
     pub(crate) fn new_id(&mut self, text: &str) -> Result<(), Errno> {
-        let id = id(text)?;
+        self.add_id(Id::parse(text.split_whitespace())?)
+    }
+
+    /// One item of vfio-pci's module option `ids`: the same with colons
+    /// (GRP-062).
+    pub(crate) fn option_id(&mut self, text: &str) -> Result<(), Errno> {
+        self.add_id(Id::parse(text.split(':'))?)
+    }
+
+    fn add_id(&mut self, id: Id) -> Result<(), Errno> {
         if self.vfio_ids.contains(&id) {
             return Err(Errno::EEXIST);
         }
@@ -57,10 +67,48 @@ impl Drivers {
 
     /// `remove_id`; an id that is not there is `ENODEV`.
     pub(crate) fn remove_id(&mut self, text: &str) -> Result<(), Errno> {
-        let id = id(text)?;
-        let at = self.vfio_ids.iter().position(|i| *i == id).ok_or(Errno::ENODEV)?;
+        let id = Id::parse(text.split_whitespace())?;
+        let same = |i: &Id| (i.vendor, i.device) == (id.vendor, id.device);
+        let at = self.vfio_ids.iter().position(same).ok_or(Errno::ENODEV)?;
         self.vfio_ids.remove(at);
         Ok(())
+    }
+}
+
+/// Which functions a driver takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Id {
+    vendor: u16,
+    device: u16,
+    /// `None` for any.
+    subsystem: Option<(u16, u16)>,
+    class: u32,
+    /// Bits of the class code that count.
+    mask: u32,
+}
+
+impl Id {
+    fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Result<Id, Errno> {
+        let numbers: Result<Vec<u32>, _> = words.map(|word| u32::from_str_radix(word, 16)).collect();
+        let short = |n: u32| u16::try_from(n).map_err(|_| Errno::EINVAL);
+        let (ids, class) = match numbers.map_err(|_| Errno::EINVAL)?.as_slice() {
+            [v, d] => ((*v, *d, None), (0, 0)),
+            [v, d, sv, sd] => ((*v, *d, Some((*sv, *sd))), (0, 0)),
+            [v, d, sv, sd, class] => ((*v, *d, Some((*sv, *sd))), (*class, 0xff_ffff)),
+            [v, d, sv, sd, class, mask] => ((*v, *d, Some((*sv, *sd))), (*class, *mask)),
+            _ => return Err(Errno::EINVAL),
+        };
+        let subsystem = match ids.2 {
+            Some((vendor, device)) => Some((short(vendor)?, short(device)?)),
+            None => None,
+        };
+        Ok(Id { vendor: short(ids.0)?, device: short(ids.1)?, subsystem, class: class.0, mask: class.1 })
+    }
+
+    fn matches(&self, spec: &pci::FunctionSpec) -> bool {
+        (spec.vendor, spec.device) == (self.vendor, self.device)
+            && self.subsystem.is_none_or(|s| s == (spec.subsystem_vendor, spec.subsystem_device))
+            && (spec.class ^ self.class) & self.mask == 0
     }
 }
 
@@ -110,13 +158,5 @@ pub(crate) fn probe(board: &Board, address: Address, driver: &Driver) -> Result<
         }
         Driver::Pcieport if function.read(0x0e, 1) & 0x7f != 1 => Err(Errno::ENODEV),
         Driver::Pcieport | Driver::Kernel(_) => Ok(()),
-    }
-}
-
-fn id(text: &str) -> Result<(u16, u16), Errno> {
-    let mut words = text.split_whitespace().map(|word| u16::from_str_radix(word, 16));
-    match (words.next(), words.next()) {
-        (Some(Ok(vendor)), Some(Ok(device))) => Ok((vendor, device)),
-        _ => Err(Errno::EINVAL),
     }
 }

@@ -68,6 +68,7 @@ impl Host {
             ids: FileIds::default(),
             generation: 0,
         };
+        host.take_ids()?;
         host.enable_initial_vfs()?;
         Ok(host)
     }

@@ -66,17 +66,35 @@ impl Host {
             }
             "new_id" if driver == Driver::VfioPci => {
                 self.drivers.new_id(text)?;
-                let unbound: Vec<Address> = self.board.fabric.functions().map(|(address, _)| address).collect();
-                for address in unbound {
-                    if self.board.driver(address).is_none() && self.drivers.matching(&self.board, address).is_some() {
-                        // A function that vfio-pci refuses stays unbound; new_id itself succeeded.
-                        let _ = self.attach(address, None);
-                    }
-                }
+                self.probe_all();
                 Ok(())
             }
             "remove_id" if driver == Driver::VfioPci => self.drivers.remove_id(text),
             _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The module option `ids` of vfio-pci (GRP-062).
+    pub(crate) fn take_ids(&mut self) -> Result<(), LabError> {
+        for id in self.lab.ids.clone() {
+            if let Err(error) = self.drivers.option_id(&id) {
+                let message =
+                    format!("[vfio] `ids`: `{id}` is not vendor:device[:sub:sub[:class[:mask]]] in hex ({error})");
+                return Err(LabError::new(&crate::lab::Place::whole(), message));
+            }
+        }
+        self.probe_all();
+        Ok(())
+    }
+
+    /// Binds what has no driver and matches one.
+    fn probe_all(&mut self) {
+        let all: Vec<Address> = self.board.fabric.functions().map(|(address, _)| address).collect();
+        for address in all {
+            if self.board.driver(address).is_none() && self.drivers.matching(&self.board, address).is_some() {
+                // A function that vfio-pci refuses stays unbound.
+                let _ = self.attach(address, None);
+            }
         }
     }
 

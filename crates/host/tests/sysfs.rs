@@ -106,10 +106,12 @@ fn resets_power_link_and_errors() {
     assert_eq!(store(&mut host, &format!("{DEVICE}/vendor"), "1\n"), Err(Errno::EACCES));
 }
 
-/// GRP-053, GRP-055, GRP-056
+/// GRP-053, GRP-054, GRP-055, GRP-056; GRP-040: the count of a bound device.
 #[test]
 fn groups_list_their_members() {
     let tree = one().tree();
+    assert_eq!(tree.get("/sys/kernel/iommu_groups/1/name"), None);
+    assert_eq!(text(&tree, &format!("{DEVICE}/enable")), "1\n");
     assert_eq!(
         link(&tree, "/sys/kernel/iommu_groups/1/devices/0000:01:00.0"),
         "../../../../devices/pci0000:00/0000:00:01.0/0000:01:00.0"
@@ -159,6 +161,30 @@ fn drivers_are_bound_by_override_or_by_id() {
     assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/new_id", "1234 4e56"), Err(Errno::EEXIST));
     assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/remove_id", "1234 4e56"), Ok(9));
     assert_eq!(store(&mut host, "/sys/bus/pci/drivers/vfio-pci/remove_id", "1234 4e56"), Err(Errno::ENODEV));
+}
+
+/// GRP-062
+#[test]
+fn vfio_pci_takes_the_ids_of_its_option() {
+    let device = "[[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\nsize = \"1M\"\ndriver = \"none\"\n";
+    let driver = |ids: &str| {
+        let host = lab(&format!("[vfio]\nids = \"{ids}\"\n{device}"));
+        host.functions().into_iter().find(|f| f.address == "0000:01:00.0").unwrap().driver
+    };
+    assert_eq!(driver(""), None);
+    for ids in [
+        "1234:4e56",
+        "8086:10fb,1234:4e56:1234:4e56",
+        "1234:4e56:1234:4e56:010802",
+        "1234:4e56:1234:4e56:010000:ff0000",
+    ] {
+        assert_eq!(driver(ids).as_deref(), Some("vfio-pci"), "{ids}");
+    }
+    for ids in ["1234:4e57", "1234:4e56:1:1", "1234:4e56:1234:4e56:020000"] {
+        assert_eq!(driver(ids), None, "{ids}");
+    }
+    let wrong = Lab::parse("x", &format!("[vfio]\nids = \"12345:1\"\n{device}")).unwrap();
+    assert!(Host::new(wrong, SimPlatform::new(1), Box::new(SimStorage)).is_err());
 }
 
 /// GRP-065, API-192: a probe that fails leaves the function unbound.

@@ -44,6 +44,9 @@ pub struct Lab {
     pub iommu: IommuSpec,
     /// Module options of VFIO, `[vfio]`.
     pub vfio: vfio::Options,
+    /// `ids` of vfio-pci: `vendor:device[:sub:sub[:class[:mask]]]` in hex; such
+    /// functions are vfio-pci's unless the lab says otherwise.
+    pub ids: Vec<String>,
     /// Ports and bridges, in the order of the description.
     pub ports: Vec<PortSpec>,
     /// Devices, in the order of the description.
@@ -56,6 +59,7 @@ impl Default for Lab {
         Lab {
             iommu: IommuSpec { address_width: 48, interrupt_remapping: true },
             vfio: vfio::Options::default(),
+            ids: Vec::new(),
             ports: Vec::new(),
             devices: Vec::new(),
         }
@@ -87,7 +91,11 @@ impl Lab {
                     lab.iommu.interrupt_remapping = section.take_or("interrupt_remapping", Switch(true))?.0;
                     section.finish()?;
                 }
-                "[vfio]" => lab.vfio = vfio_options(section)?,
+                "[vfio]" => {
+                    let ids: String = section.take_or("ids", String::new())?;
+                    lab.ids = ids.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect();
+                    lab.vfio = vfio_options(section)?;
+                }
                 "port" => lab.ports.push(PortSpec::decode(section)?),
                 "device" => lab.devices.push(DeviceSpec::decode(section)?),
                 what => {
