@@ -35,7 +35,8 @@ fmt: ## format the source
 
 bench: ## each figure against a floor or a peer measured in the same run
 	@scripts/install demo
-	cargo bench --workspace
+	@cargo build --quiet --release -p vfuse -p vfuse-bench
+	@cargo run --quiet --release -p vfuse-bench
 
 conformance: ## how many lines of the fact sheets have a test
 	@cargo run --quiet -p xtask -- conformance

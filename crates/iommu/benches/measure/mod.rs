@@ -238,7 +238,7 @@ pub(crate) fn threads() -> Row {
 ///
 /// With `cpu` only the time counts that a thread was running, for a machine
 /// that has other work.
-fn two_threads(name: &'static str, cpu: bool) -> Row {
+pub(crate) fn two_threads(name: &'static str, cpu: bool) -> Row {
     const STEPS: u64 = 1_000_000;
     let (space, _) = space(65_536, 1);
     let requesters = [requester(&space), requester(&space)];

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Calls through `vfuse run`, beside the same calls that a bare supervisor
+//! answers at once.
+
+use std::cell::RefCell;
+
+use anyhow::{Result, anyhow};
+
+use crate::client::{CHECK, CONFIG, PAIR, REGION, UNSET};
+use crate::floor;
+use crate::process::{Client, under_vfuse};
+use crate::table::{Figures, Goal, Table};
+use crate::timing::in_turn;
+
+const ROUNDS: usize = 301;
+/// A batch is shorter than the time that the machine lets a program run.
+const CALLS: u64 = 200;
+
+/// Rows of calls.
+pub(crate) fn rows(table: &mut Table) {
+    let clients = start();
+    for (what, most, verb) in [
+        ("VFIO ioctl without memory / bare notified ioctl", 1.15, UNSET),
+        ("  VFIO_CHECK_EXTENSION, always looked up / same", 1.15, CHECK),
+        ("  VFIO_DEVICE_GET_REGION_INFO / + readv + writev", 1.15, REGION),
+        ("4-byte config read / bare + process_vm_writev", 1.15, CONFIG),
+        ("MAP_DMA + UNMAP_DMA / two bare, a readv each", 1.30, PAIR),
+    ] {
+        table.row(what, Goal::AtMost(most, ""), || {
+            let (ours, bare) = clients.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+            let ask = |client: &RefCell<Client>| client.borrow_mut().ask(verb, CALLS);
+            Ok(Figures::times(in_turn(ROUNDS, || ask(ours), || ask(bare))?))
+        });
+    }
+}
+
+fn start() -> Result<(RefCell<Client>, RefCell<Client>)> {
+    Ok((RefCell::new(Client::start(under_vfuse([])?)?), RefCell::new(floor::start()?)))
+}

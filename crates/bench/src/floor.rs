@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The floor under calls that are answered in another process: a supervisor
+//! of seccomp notifications that knows nothing and answers at once.
+//!
+//! It does what the kernel makes unavoidable: it receives the call, copies
+//! between the two processes as many bytes as the real answer has, and sends
+//! the answer. Supervisor and client are not pinned and sleep while it is the
+//! other's turn, as under `vfuse run`.
+#![allow(unsafe_code)] // seccomp, and a closure between fork and exec
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+
+use anyhow::{Context, Result, bail};
+use libc::{c_long, c_ulong, sock_filter, sock_fprog};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use uapi::vfio::{container, device, type1};
+
+use crate::client;
+use crate::process::{Client, own};
+
+const SET_MODE_FILTER: c_ulong = 1;
+const NEW_LISTENER: c_ulong = 1 << 3;
+const WAIT_KILLABLE_RECV: c_ulong = 1 << 5;
+const NOTIFY: u32 = 0x7fc0_0000;
+const ALLOW: u32 = 0x7fff_0000;
+
+const RECV: c_ulong = 0xc050_2100;
+const SEND: c_ulong = 0xc018_2101;
+const SET_FLAGS: c_ulong = 0x4008_2104;
+const SYNC_WAKE_UP: c_ulong = 1;
+
+#[repr(C)]
+#[derive(Default)]
+struct Notification {
+    id: u64,
+    pid: u32,
+    flags: u32,
+    nr: i32,
+    arch: u32,
+    ip: u64,
+    args: [u64; 6],
+}
+
+#[repr(C)]
+struct Answer {
+    id: u64,
+    val: i64,
+    error: i32,
+    flags: u32,
+}
+
+/// Starts a client under the bare supervisor.
+pub(crate) fn start() -> Result<Client> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let filter = filter();
+    let mut command = own(client::FLOOR)?;
+    // SAFETY: system calls only, and nothing is allocated.
+    unsafe { command.pre_exec(move || send(&theirs, install(&filter)?)) };
+    // The program is past its exec when it is ready; the listener comes before.
+    let waiting = std::thread::spawn(move || receive(&ours).map(serve));
+    let client = Client::start(command);
+    if waiting.is_finished()
+        && let Ok(Err(error)) = waiting.join()
+    {
+        bail!("no seccomp listener: {error}");
+    }
+    client.context("the bare supervisor's client")
+}
+
+/// Requests of VFIO, and reads beyond 2^45.
+fn filter() -> [sock_filter; 11] {
+    let load = |k| sock_filter { code: 0x20, jt: 0, jf: 0, k };
+    let and = |k| sock_filter { code: 0x54, jt: 0, jf: 0, k };
+    let equal = |k, jt, jf| sock_filter { code: 0x15, jt, jf, k };
+    let at_least = |k, jt, jf| sock_filter { code: 0x35, jt, jf, k };
+    let answer = |k| sock_filter { code: 0x06, jt: 0, jf: 0, k };
+    let high = (uapi::region::offset(0, 0) >> 32) as u32;
+    [
+        load(0), // the number
+        equal(libc::SYS_ioctl as u32, 2, 0),
+        equal(libc::SYS_pread64 as u32, 4, 0),
+        answer(ALLOW),
+        load(24), // the request
+        and(0xff00),
+        equal(u32::from(uapi::vfio::TYPE) << 8, 2, 3),
+        load(44), // the high half of the offset
+        at_least(high, 0, 1),
+        answer(NOTIFY),
+        answer(ALLOW),
+    ]
+}
+
+/// Between fork and exec.
+fn install(filter: &[sock_filter]) -> io::Result<OwnedFd> {
+    let program = sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: numbers only.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = NEW_LISTENER | WAIT_KILLABLE_RECV;
+    // SAFETY: the program is valid for the call, which copies it.
+    let fd = unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const program) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just made the descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Between fork and exec.
+fn send(socket: &OwnedFd, listener: OwnedFd) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [listener.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(socket, &[IoSlice::new(&[0])], &mut control, SendFlags::empty())?;
+    Ok(())
+}
+
+fn receive(socket: &OwnedFd) -> Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(socket, &mut [IoSliceMut::new(&mut [0])], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    fd.context("the program ended before it had a filter")
+}
+
+/// Answers until nobody is left.
+fn serve(listener: OwnedFd) {
+    let fd = listener.as_raw_fd();
+    // SAFETY: the flags are a number.
+    unsafe { libc::ioctl(fd, SET_FLAGS, SYNC_WAKE_UP) };
+    loop {
+        let mut call = Notification::default();
+        // SAFETY: RECV fills one structure of this size.
+        if unsafe { libc::ioctl(fd, RECV, &raw mut call) } != 0 {
+            if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            return;
+        }
+        let mut answer = Answer { id: call.id, val: answer(&call), error: 0, flags: 0 };
+        // SAFETY: SEND reads one structure of this size.
+        unsafe { libc::ioctl(fd, SEND, &raw mut answer) };
+    }
+}
+
+/// Copies what the real answer would copy; the value to return.
+fn answer(call: &Notification) -> i64 {
+    if c_long::from(call.nr) == libc::SYS_pread64 {
+        copy(call, call.args[1], 4, Way::To);
+        return 4;
+    }
+    match call.args[1] as u32 {
+        container::CHECK_EXTENSION => return 1,
+        // One copy for each; what is removed is not written back.
+        type1::MAP_DMA => copy(call, call.args[2], size_of::<type1::DmaMap>(), Way::From),
+        type1::UNMAP_DMA => copy(call, call.args[2], size_of::<type1::DmaUnmap>(), Way::From),
+        device::GET_REGION_INFO => {
+            let len = size_of::<device::RegionInfo>();
+            copy(call, call.args[2], len, Way::From);
+            copy(call, call.args[2], len, Way::To);
+        }
+        _ => {}
+    }
+    0
+}
+
+/// Seen from here.
+enum Way {
+    From,
+    To,
+}
+
+fn copy(call: &Notification, addr: u64, len: usize, way: Way) {
+    let mut own = [0u64; 8];
+    let len = len.min(size_of_val(&own));
+    let local = libc::iovec { iov_base: own.as_mut_ptr().cast(), iov_len: len };
+    let remote = libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len };
+    let pid = call.pid as i32;
+    // SAFETY: `own` has `len` bytes; the other address is the client's.
+    unsafe {
+        match way {
+            Way::From => libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0),
+            Way::To => libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0),
+        }
+    };
+    std::hint::black_box(&own);
+}
