@@ -95,6 +95,7 @@ impl Engine {
 
     /// Looks at the registers and does a bounded piece of work.
     fn step(&mut self, io: &Io<'_>, registers: Registers<'_>) -> Turn {
+        let before = (self.state, self.done);
         let command = registers.load::<AtomicU8>(spec::CHANCMD);
         if command & spec::CMD_RESET != 0 {
             self.reset_channel(registers);
@@ -121,10 +122,10 @@ impl Engine {
             registers.store::<AtomicU8>(spec::CHANCMD, 0);
             return Turn::Busy;
         }
-        match (more, self.arms_at) {
-            (true, _) => Turn::Busy,
-            (false, Some(at)) => Turn::Until(at),
-            (false, None) => Turn::Idle,
+        match self.arms_at {
+            _ if more || before != (self.state, self.done) => Turn::Busy,
+            Some(at) => Turn::Until(at),
+            None => Turn::Idle,
         }
     }
 
