@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Programs for the tests, one a subcommand: each uses VFIO as a program does
 //! and ends with a panic if something is not as Linux has it.
+// A program in the manner of C: every call gets pointers to its own locals, or
+// bad ones on purpose.
+#![allow(clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::unwrap_used)] // a test in an executable of its own
 
 use std::ffi::{CString, c_int, c_void};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -169,8 +173,8 @@ fn basic() {
         assert_ne!(bar, libc::MAP_FAILED);
         bar.cast::<u32>().write_volatile(7);
         assert_eq!(bar.cast::<u32>().read_volatile(), 7);
-        assert_eq!(map(libc::MAP_PRIVATE, 8192), libc::MAP_FAILED as *mut c_void); // API-228
-        assert_eq!(map(libc::MAP_SHARED, 16384), libc::MAP_FAILED as *mut c_void);
+        assert_eq!(map(libc::MAP_PRIVATE, 8192), libc::MAP_FAILED); // API-228
+        assert_eq!(map(libc::MAP_SHARED, 16384), libc::MAP_FAILED);
         assert_eq!((libc::ftruncate(device, 0), errno()), (-1, libc::EINVAL));
         assert_eq!((libc::fallocate(device, 0, 0, 1), errno()), (-1, libc::ENODEV));
     }

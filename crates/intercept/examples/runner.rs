@@ -2,6 +2,7 @@
 //! Runs a program in front of the tests' pretend kernel:
 //! `runner ISOLATION [--sysfs-writable] PROGRAM [ARG...]`. Says on standard
 //! error what the kernel saw, and ends as the program did.
+#![allow(clippy::unwrap_used)] // a test in an executable of its own
 
 #[path = "../tests/common/mod.rs"]
 mod common;

@@ -72,7 +72,7 @@ impl State {
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
         let known = process
             .known(fd)
-            .filter(|known| !is_stateless(request) && belongs(known.kind, request) && self.files.is_open(known.file));
+            .filter(|known| !is_first(request) && belongs(known.kind, request) && self.files.is_open(known.file));
         let file = match known {
             Some(known) => known.file,
             None => match self.look(n, listener, fd)? {
@@ -130,7 +130,7 @@ impl State {
     /// do with ours (cache coherency, SPAPR) is nothing.
     fn kvm_device_attr(&mut self, n: &Notification, listener: &Listener, fd: i32, arg: u64) -> Result<Outcome, Errno> {
         const KVM_DEV_VFIO_FILE: u32 = 1;
-        if !identity::link(n.tid, fd).is_some_and(|link| link.as_os_str() == "anon_inode:kvm-vfio") {
+        if identity::link(n.tid, fd).is_none_or(|link| link.as_os_str() != "anon_inode:kvm-vfio") {
             return Ok(Outcome::GoOn);
         }
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
@@ -300,10 +300,11 @@ fn iovecs(thread: &Thread<'_>, addr: u64, count: u64) -> Result<Vec<(u64, u64)>,
         .collect()
 }
 
-/// Requests that change nothing and come first on a new descriptor: their
-/// file is always looked up, which keeps what is remembered fresh.
-fn is_stateless(request: u32) -> bool {
-    matches!(request, 0x3b64 | 0x3b65 | 0x3b67)
+/// `VFIO_GET_API_VERSION` and `VFIO_GROUP_GET_STATUS` change nothing and come
+/// first on a new descriptor: their file is always looked up, so that what is
+/// remembered of a number that came in untold (`SCM_RIGHTS`) is put right.
+fn is_first(request: u32) -> bool {
+    matches!(request, 0x3b64 | 0x3b67)
 }
 
 /// Whether a kind of file knows a request. If not, the number may have come

@@ -12,7 +12,7 @@
 //! lock also says whether a file is still open, however inotify merged its
 //! events.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, Stat};
 use rustix::io::Errno;
 
+use crate::ints::IntSet;
 use crate::listener::last_errno;
 
 /// What an inode is known by.
@@ -37,7 +38,7 @@ pub(crate) struct Files {
     inotify: OwnedFd,
     inodes: HashMap<InodeId, Inode>,
     watches: HashMap<i32, InodeId>,
-    open: HashSet<FileId>,
+    open: IntSet<FileId>,
     /// Inodes on which something was closed whose lock was not gone yet:
     /// Linux queues the event a moment before it drops the lock.
     settling: Vec<InodeId>,
@@ -59,7 +60,7 @@ impl Files {
             inotify,
             inodes: HashMap::new(),
             watches: HashMap::new(),
-            open: HashSet::new(),
+            open: IntSet::default(),
             settling: Vec::new(),
         })
     }

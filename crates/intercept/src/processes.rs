@@ -18,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags};
 use uapi::Errno;
 
 use crate::FileKind;
+use crate::ints::IntMap;
 use crate::listener::to_core;
 
 /// Most descriptor numbers remembered for one process.
@@ -44,7 +45,7 @@ pub(crate) struct Process {
     memory: Option<Arc<sys::process::Process>>,
     exec_seen: bool,
     threads: Vec<i32>,
-    known: HashMap<i32, Known>,
+    known: IntMap<i32, Known>,
 }
 
 impl Process {
@@ -108,7 +109,7 @@ impl Process {
 #[derive(Debug)]
 pub(crate) struct Processes {
     /// Index into `processes`.
-    threads: HashMap<i32, usize>,
+    threads: IntMap<i32, usize>,
     processes: Vec<Option<Process>>,
     /// Pidfds of threads other than the first of a process.
     thread_fds: HashMap<i32, OwnedFd>,
@@ -122,7 +123,7 @@ impl Processes {
     /// None yet. Their ends become events of the epoll instance `ends`.
     pub(crate) fn new(ends: Arc<OwnedFd>) -> Processes {
         Processes {
-            threads: HashMap::new(),
+            threads: IntMap::default(),
             processes: Vec::new(),
             thread_fds: HashMap::new(),
             last: None,
@@ -182,7 +183,7 @@ impl Processes {
             memory: None,
             exec_seen: false,
             threads: vec![pid],
-            known: HashMap::new(),
+            known: IntMap::default(),
         };
         self.next_id += 1;
         let index = match self.processes.iter().position(Option::is_none) {

@@ -114,10 +114,7 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
             Err(_) => Err(Error::os("waiting for events")(rustix::io::Errno::CANCELED)),
         }
     });
-    let Verdict { status, exec_error } = match verdict {
-        Ok(verdict) => verdict,
-        Err(error) => return Err(error),
-    };
+    let Verdict { status, exec_error } = verdict?;
     main.0 = None;
     let mut state = shared.state.into_inner().unwrap_or_else(|e| e.into_inner());
     state.release_all();

@@ -23,16 +23,14 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// A fresh directory, mode 0700, in `$XDG_RUNTIME_DIR` or the directory
-    /// for temporary files. Removes what dead owners left.
+    /// A fresh directory, mode 0700, in memory if there is a place for it
+    /// (`$XDG_RUNTIME_DIR`, `/dev/shm`), else in the directory for temporary
+    /// files. Removes what dead owners left.
     pub(crate) fn new(purpose: &str) -> io::Result<Scratch> {
-        let parents = [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(std::env::temp_dir())];
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let parents = [runtime, Some("/dev/shm".into()), Some(std::env::temp_dir())];
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for parent in parents.into_iter().flatten() {
-            // The program's view of these is replaced.
-            if ["/dev", "/sys", "/proc"].iter().any(|fake| parent.starts_with(fake)) {
-                continue;
-            }
             sweep(&parent);
             match Scratch::create_in(&parent, purpose) {
                 Ok(scratch) => return Ok(scratch),
@@ -93,12 +91,23 @@ fn remove(path: &Path) -> io::Result<()> {
     std::fs::remove_dir_all(path)
 }
 
+/// Whether a name is one that [`Scratch::create_in`] gives: nothing else may be
+/// removed.
+fn is_name(name: &str) -> bool {
+    let random = name.strip_prefix(PREFIX).and_then(|rest| rest.rsplit_once('-'));
+    random.is_some_and(|(purpose, random)| {
+        purpose.bytes().all(|byte| byte.is_ascii_lowercase())
+            && random.len() == 16
+            && random.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
 /// Removes directories of ours in `parent` whose owners are gone.
 fn sweep(parent: &Path) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };
     let me = rustix::process::geteuid().as_raw();
     for entry in entries.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+        if !is_name(&entry.file_name().to_string_lossy()) {
             continue;
         }
         let path = entry.path();
@@ -136,15 +145,18 @@ mod tests {
     fn what_a_dead_owner_left_is_removed_and_what_lives_is_kept() {
         let living = Scratch::new("test").unwrap();
         let parent = living.path().parent().unwrap().to_owned();
-        let dead = parent.join(format!("{PREFIX}test-dead-{}", std::process::id()));
+        let dead = parent.join(format!("{PREFIX}dead-{:016x}", std::process::id()));
+        let other = parent.join(format!("{PREFIX}bin-{}", std::process::id()));
         std::fs::create_dir(&dead).unwrap();
+        std::fs::create_dir(&other).unwrap();
         let long_ago = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 };
         let times = rustix::fs::Timestamps { last_access: long_ago, last_modification: long_ago };
-        for path in [&dead, living.path()] {
+        for path in [&dead, &other, living.path()] {
             rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::empty()).unwrap();
         }
         sweep(&parent);
         assert!(!dead.exists());
         assert!(living.path().exists());
+        std::fs::remove_dir(other).unwrap();
     }
 }

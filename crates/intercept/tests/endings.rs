@@ -2,11 +2,13 @@
 //! How runs end: exit statuses, signals, kills, errors; and that nothing is
 //! left behind.
 
+#![allow(clippy::unwrap_used)] // helpers are not functions of their own test
+
 mod harness;
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::{Way, client, run, spawn};
@@ -41,12 +43,6 @@ fn state_of(pid: Pid) -> Option<char> {
 
 fn is_gone(pid: Pid) -> bool {
     test_kill_process(pid).is_err() || state_of(pid) == Some('Z')
-}
-
-/// Directories of the fake tree that belong to `owner`'s runs.
-fn leftovers() -> usize {
-    let entries = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
-    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("vfuse-tree-")).count()
 }
 
 #[test]
@@ -169,16 +165,28 @@ fn ignored_signals_stay_ignored() {
 
 #[test]
 fn nothing_is_left_on_disk() {
+    use std::os::unix::fs::PermissionsExt;
     for way in Way::all().into_iter().filter(|way| way.isolation == "paths") {
-        let (mut runner, _) = hanging(way);
-        assert!(leftovers() > 0);
-        kill_process(pid_of(&runner), Signal::KILL).unwrap();
-        runner.wait().unwrap();
+        let place = std::env::temp_dir().join(format!("intercept-place-{}", std::process::id()));
+        std::fs::create_dir(&place).unwrap();
+        std::fs::set_permissions(&place, PermissionsExt::from_mode(0o777)).unwrap();
+        let held = || std::fs::read_dir(&place).unwrap().count();
+        let command = |program: &[&str]| {
+            let mut command = harness::command(way, &[], program);
+            command.env("XDG_RUNTIME_DIR", &place).stdout(Stdio::piped()).stderr(Stdio::null());
+            command
+        };
+        let mut killed = command(&[&client(), "hang"]).spawn().unwrap();
+        BufReader::new(killed.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+        assert_eq!(held(), 1);
+        kill_process(pid_of(&killed), Signal::KILL).unwrap();
+        killed.wait().unwrap();
         // The next run removes what a killed one left, once that is no longer fresh.
         eventually("it is removed", || {
-            assert_eq!(run(way, &["/bin/true"]).code, Some(0));
-            leftovers() == 0
+            assert!(command(&["/bin/true"]).status().unwrap().success());
+            held() == 0
         });
+        std::fs::remove_dir(place).unwrap();
     }
 }
 

@@ -3,6 +3,8 @@
 //! namespace, and as an unprivileged user with a user namespace or with paths
 //! intercepted. What a client checks is in `examples/client.rs`.
 
+#![allow(clippy::unwrap_used)] // helpers are not functions of their own test
+
 mod harness;
 
 use harness::{Ran, Way, run, runner};
