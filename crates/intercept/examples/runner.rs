@@ -7,7 +7,30 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
+/// Denies what a container without privileges is denied: namespaces, mounts,
+/// and descriptors of other processes.
+#[allow(unsafe_code)]
+fn deny() {
+    let insn = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let denied = [libc::SYS_unshare, libc::SYS_mount, libc::SYS_fsopen, libc::SYS_pidfd_getfd, libc::SYS_kcmp];
+    let mut code = vec![insn(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
+    for nr in denied {
+        code.push(insn(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, nr as u32));
+        code.push(insn(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32));
+    }
+    code.push(insn(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW));
+    let prog = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
+    // SAFETY: `prog` describes `code`, which lives for the call.
+    unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const prog), 0);
+    }
+}
+
 fn main() {
+    if std::env::var_os("VFUSE_TEST_DENY").is_some() {
+        deny();
+    }
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let isolation = args.remove(0).parse().unwrap();
     let sysfs_writable = args.first().is_some_and(|arg| arg == "--sysfs-writable");

@@ -16,15 +16,18 @@ const NOBODY: u32 = 65534;
 pub struct Way {
     pub isolation: &'static str,
     pub nobody: bool,
+    /// As in a container: namespaces, mounts and `pidfd_getfd` are denied.
+    pub denied: bool,
 }
 
 impl Way {
-    /// Those that this user can try: all three as root, the rootless ones as
+    /// Those that this user can try: all as root, the rootless ones as
     /// nobody.
     pub fn all() -> Vec<Way> {
         let root = rustix::process::geteuid().is_root();
-        let way = |isolation, nobody| Way { isolation, nobody };
-        let mut ways = vec![way("userns", root), way("paths", root)];
+        let way = |isolation, nobody| Way { isolation, nobody, denied: false };
+        let container = Way { isolation: "auto", nobody: root, denied: true };
+        let mut ways = vec![way("userns", root), way("paths", root), container];
         if root {
             ways.push(way("namespaces", false));
         }
@@ -100,6 +103,9 @@ pub fn command(way: Way, options: &[&str], program: &[&str]) -> Command {
     let mut command = Command::new(examples().join("runner"));
     command.arg(way.isolation).args(options).args(program).stdin(Stdio::null());
     command.env_remove("XDG_RUNTIME_DIR").env("RUST_BACKTRACE", "0").env("PATH", "/usr/bin:/bin").current_dir("/");
+    if way.denied {
+        command.env("VFUSE_TEST_DENY", "1");
+    }
     if way.nobody {
         command.uid(NOBODY).gid(NOBODY);
     }
