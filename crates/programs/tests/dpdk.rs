@@ -43,7 +43,8 @@ const ORDINARY_PAGES: [&str; 3] = ["--no-huge", "-m", "64"];
 const HUGE_PAGES: [&str; 4] = ["--in-memory", "--single-file-segments", "-m", "128"];
 
 in_each_way! {
-    /// EAL opens container, group and device, maps its memory and the BAR.
+    /// GRP-077, GRP-078, GRP-079, GRP-080, GRP-081: EAL scans sysfs, opens
+    /// container, group and device, maps its memory and the BAR.
     fn probes_without_huge_pages(way) {
         probed_by_vfio(&dpdk_test(&engine(way), "version_autotest", &ORDINARY_PAGES));
     }

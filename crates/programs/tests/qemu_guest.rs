@@ -10,7 +10,8 @@ const LIMIT: Duration = Duration::from_secs(180);
 const DEVICE: &str = "vfio-pci,host=0000:01:00.0";
 
 in_each_way! {
-    /// The guest's nvme driver binds and takes MSI-X; both sides see the same
+    /// GRP-071, GRP-074, GRP-075, GRP-076: how QEMU finds, opens and checks a
+    /// device. The guest's nvme driver binds and takes MSI-X; both sides see the same
     /// disk, and what the guest writes is in the file.
     fn guest_and_host_see_one_disk(way) {
         const SCRIPT: &str = "

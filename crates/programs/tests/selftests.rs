@@ -48,6 +48,7 @@ fn variants(names: &[String]) -> Vec<String> {
 }
 
 in_each_way! {
+    /// GRP-066, GRP-067 (the modes of the legacy container), GRP-068
     fn vfio_pci_device_test(way) {
         for mode in MODES {
             let outcome = selftest(&Vfuse::new(way), "vfio_pci_device_test", mode, &[]);
@@ -55,6 +56,7 @@ in_each_way! {
         }
     }
 
+    /// GRP-070: ranges, limits up to the last page, unmapping everything.
     fn vfio_dma_mapping_test(way) {
         let _pages = HugePages::reserve(4);
         for mode in MODES {
