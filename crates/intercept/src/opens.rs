@@ -100,6 +100,7 @@ impl State {
     }
 
     fn open_node(&mut self, n: &Notification, listener: &Listener, node: &Node, flags: i32) -> Result<Outcome, Errno> {
+        tracing::debug!(target: "vfuse::call", tid = n.tid, node = node.0, "opens");
         let cloexec = flags & libc::O_CLOEXEC != 0;
         if node.0.starts_with(CDEVS) {
             if self.isolation != Isolation::Paths {

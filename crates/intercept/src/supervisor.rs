@@ -117,17 +117,18 @@ impl Shared {
         };
         if let Some(start) = start {
             let file = state.file_of(n, n.args[0] as i32).map(|file| file.0);
+            let pid = state.processes.of_thread(n.tid, || true).map_or(0, |process| process.pid);
             let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let [a, b, c, d, ..] = n.args;
             if libc::c_long::from(n.nr) == libc::SYS_ioctl {
                 let request = Request(b as u32);
                 tracing::debug!(
-                    target: "vfuse::call", tid = n.tid, call = "ioctl", fd = a as i32, file, %request,
+                    target: "vfuse::call", pid, tid = n.tid, call = "ioctl", fd = a as i32, file, %request,
                     arg = format_args!("{c:#x}"), result = %Shown(result), nanos
                 );
             } else {
                 tracing::debug!(
-                    target: "vfuse::call", tid = n.tid, call = call_name(n.nr), fd = a as i32, file,
+                    target: "vfuse::call", pid, tid = n.tid, call = call_name(n.nr), fd = a as i32, file,
                     args = format_args!("{b:#x} {c:#x} {d:#x}"), result = %Shown(result), nanos
                 );
             }
