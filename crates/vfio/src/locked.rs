@@ -24,15 +24,17 @@ impl LockedMemory {
         LockedMemory { pages: BTreeMap::new(), unlimited }
     }
 
-    /// Pages that the caller may still pin.
-    pub(crate) fn room(&self, caller: &dyn Caller) -> u64 {
-        if self.unlimited || caller.capable(Capability::IpcLock) {
-            return u64::MAX;
+    /// Whether the caller may pin so many pages more; if not, how many it may.
+    pub(crate) fn check(&self, caller: &dyn Caller, pages: u64) -> Result<(), u64> {
+        if self.unlimited {
+            return Ok(());
         }
-        (caller.memlock_limit() / PAGE).saturating_sub(self.pages(caller.process()))
+        // Who is below the limit need not be asked for rights: that costs more.
+        let room = (caller.memlock_limit() / PAGE).saturating_sub(self.pages(caller.process()));
+        if pages <= room || caller.capable(Capability::IpcLock) { Ok(()) } else { Err(room) }
     }
 
-    /// Counts pages; who calls has looked at [`room`](Self::room).
+    /// Counts pages; who calls has had them [`check`](Self::check)ed.
     pub(crate) fn charge(&mut self, process: ProcessId, pages: u64) {
         let count = self.pages.entry(process).or_default();
         *count = count.saturating_add(pages);
@@ -40,9 +42,7 @@ impl LockedMemory {
 
     /// Counts pages if there is room for them; `ENOMEM`.
     pub(crate) fn try_charge(&mut self, caller: &dyn Caller, pages: u64) -> Result<(), Errno> {
-        if pages > self.room(caller) {
-            return Err(Errno::ENOMEM);
-        }
+        self.check(caller, pages).map_err(|_| Errno::ENOMEM)?;
         self.charge(caller.process(), pages);
         Ok(())
     }

@@ -112,12 +112,9 @@ fn pin(caller: &dyn Caller, locked: &LockedMemory, vaddr: u64, pages: u64, prot:
         let len = pages * PAGE;
         if is_user_range(vaddr, len) { caller.pin(vaddr, len, write) } else { Err(Errno::EFAULT) }
     };
-    let room = locked.room(caller);
-    if pages > room {
-        if room > 0 {
-            pin(room)?;
-        }
-        return Err(Errno::ENOMEM);
+    match locked.check(caller, pages) {
+        Ok(()) => pin(pages),
+        Err(0) => Err(Errno::ENOMEM),
+        Err(room) => pin(room).and(Err(Errno::ENOMEM)),
     }
-    pin(pages)
 }
