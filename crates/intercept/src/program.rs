@@ -84,13 +84,12 @@ impl Program {
     /// The error for what `execve` said last.
     pub(crate) fn error(&self, errno: rustix::io::Errno) -> Error {
         let program = self.name.clone();
+        let there = || self.candidates.iter().any(|path| Path::new(OsStr::from_bytes(path.as_bytes())).exists());
         match errno {
             // ENOENT of a file that is there is a missing interpreter.
-            rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR
-                if !self.candidates.iter().any(|path| Path::new(OsStr::from_bytes(path.as_bytes())).exists()) =>
-            {
-                Error::NotFound { program }
-            }
+            rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR if !there() => Error::NotFound { program },
+            // A directory of PATH that may not be entered hides nothing.
+            rustix::io::Errno::ACCESS if !program.contains('/') && !there() => Error::NotFound { program },
             errno => Error::NotExecutable { program, source: errno.into() },
         }
     }
@@ -117,6 +116,8 @@ mod tests {
         let missing = Program::new(&Options::new("/nonexistent/prog", [""; 0])).unwrap();
         assert_eq!(missing.error(rustix::io::Errno::NOENT).exit_code(), 127);
         assert_eq!(missing.error(rustix::io::Errno::ACCESS).exit_code(), 126);
+        let nowhere = Program::new(&Options::new("no-such-program-in-path", [""; 0])).unwrap();
+        assert_eq!(nowhere.error(rustix::io::Errno::ACCESS).exit_code(), 127);
         let there = Program::new(&Options::new("/bin/sh", [""; 0])).unwrap();
         assert_eq!(there.error(rustix::io::Errno::NOENT).exit_code(), 126, "its interpreter is missing");
         assert!(matches!(Program::new(&Options::new("a", ["\0"])), Err(Error::Nul { .. })));

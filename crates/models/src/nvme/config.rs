@@ -99,6 +99,8 @@ impl Default for Config {
 pub(crate) const MAX_QUEUE_PAIRS: u16 = 64;
 /// MSI-X vectors: one for each queue pair and one for the admin queues.
 pub(crate) const VECTORS: u16 = MAX_QUEUE_PAIRS + 1;
+/// log2 of the MSI messages, for programs that know no MSI-X.
+const MSI_LOG2: u8 = 5;
 /// Bytes of BAR 0.
 pub(crate) const BAR_SIZE: u64 = 0x4000;
 /// Where the MSI-X table lies in BAR 0.
@@ -119,6 +121,7 @@ impl Config {
             revision: 1,
             bars,
             interrupt_pin: 1,
+            msi: Some(MSI_LOG2),
             msix: Some(Msix { vectors: VECTORS, table: (0, MSIX_TABLE), pba: (0, MSIX_PBA) }),
             flr: true,
             aer: true,
