@@ -138,6 +138,15 @@ fn locked_memory_limit() {
     assert_eq!(t.map(RW, RAM, 0, 4 * PAGE), Ok(()));
 }
 
+/// Extension: a lab may lift the limit; pages still count.
+#[test]
+fn locked_memory_without_limit() {
+    let mut t = Type1Lab::with(3, Options { unlimited_memlock: true, ..Options::default() });
+    t.lab.client.memlock.set(PAGE);
+    assert_eq!(t.map(RW, RAM, 0, 100 * PAGE), Ok(()));
+    assert_eq!(locked(&t), 100);
+}
+
 /// API-076: the same memory in two containers counts twice, and each program
 /// pays for what it maps.
 #[test]
