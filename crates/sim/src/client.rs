@@ -16,8 +16,8 @@ use vm_memory::VolatileSlice;
 
 /// Virtual address of the first byte of every program's memory.
 pub const BASE: u64 = 0x10_0000;
-/// Bytes of a program's memory.
-pub(crate) const SIZE: u64 = 1 << 20;
+/// Bytes of every program's memory.
+pub const SIZE: u64 = 1 << 20;
 
 /// What a device did to a program's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]

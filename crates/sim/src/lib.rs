@@ -20,7 +20,7 @@ mod world;
 use op::Op;
 use world::{Broken, World};
 
-pub use client::{BASE, Client, Fd};
+pub use client::{BASE, Client, Fd, SIZE};
 pub use platform::{SimPlatform, SimStorage};
 pub use world::Tally;
 
