@@ -27,10 +27,10 @@ pub(crate) const FLOOR: &str = "floor";
 /// A program with memory that others look at.
 pub(crate) const MEMORY: &str = "memory";
 
-/// `VFIO_CHECK_EXTENSION`: no memory, on a descriptor that is looked up.
+/// `VFIO_CHECK_EXTENSION`: no memory.
 pub(crate) const CHECK: &str = "check";
-/// `VFIO_GROUP_UNSET_CONTAINER`, refused: no memory, on a known descriptor.
-pub(crate) const UNSET: &str = "unset";
+/// `VFIO_GET_API_VERSION`: no memory, and the descriptor is looked up each time.
+pub(crate) const VERSION: &str = "version";
 /// `VFIO_DEVICE_GET_REGION_INFO`: memory is read and written.
 pub(crate) const REGION: &str = "region";
 /// Four bytes of configuration space.
@@ -94,7 +94,7 @@ fn open(kind: &str) -> Result<Box<dyn Orders>> {
 /// Descriptors of a program that drives a device.
 struct Vfio {
     container: OwnedFd,
-    group: OwnedFd,
+    _group: OwnedFd,
     device: OwnedFd,
     /// Offset of configuration space in the device's file.
     config: i64,
@@ -119,14 +119,14 @@ impl Vfio {
         // SAFETY: the call has just made the descriptor for us alone.
         let device = unsafe { OwnedFd::from_raw_fd(device) };
         let config = region_info(&device)?.offset as i64;
-        Ok(Vfio { container, group, device, config, memory: private(PAGE as usize * 64)?, holes: 1, random: 1 })
+        Ok(Vfio { container, _group: group, device, config, memory: private(PAGE as usize * 64)?, holes: 1, random: 1 })
     }
 
     /// For the bare supervisor, which looks at the request and the offset only.
     fn pretend() -> Result<Vfio> {
         let config = uapi::region::offset(0, device::region_index::CONFIG) as i64;
         let [container, group, device] = [node("/dev/null")?, node("/dev/null")?, node("/dev/null")?];
-        Ok(Vfio { container, group, device, config, memory: private(PAGE as usize * 64)?, holes: 1, random: 1 })
+        Ok(Vfio { container, _group: group, device, config, memory: private(PAGE as usize * 64)?, holes: 1, random: 1 })
     }
 
     /// Maps `count` pages one by one, all but every 64th.
@@ -177,9 +177,8 @@ impl Vfio {
         Ok(())
     }
 
-    fn unset(&self) -> Result<()> {
-        // Under vfuse it is EBUSY, for the device is open.
-        let _ = ioctl(&self.group, group::UNSET_CONTAINER, 0);
+    fn version(&self) -> Result<()> {
+        ensure!(ioctl(&self.container, container::GET_API_VERSION, 0)? == 0);
         Ok(())
     }
 
@@ -193,7 +192,7 @@ impl Orders for Vfio {
     fn obey(&mut self, verb: &str, count: u64) -> Result<f64> {
         let mut one: Box<dyn FnMut() -> Result<()>> = match verb {
             CHECK => Box::new(|| self.check()),
-            UNSET => Box::new(|| self.unset()),
+            VERSION => Box::new(|| self.version()),
             REGION => Box::new(|| region_info(&self.device).map(drop)),
             CONFIG => Box::new(|| self.config()),
             PAIR => Box::new(|| self.pair()),

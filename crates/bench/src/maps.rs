@@ -50,7 +50,7 @@ fn client(client: &Result<RefCell<Client>>) -> Result<&RefCell<Client>> {
 fn filled(options: &[&str], maps: u64) -> Result<(RefCell<Client>, f64)> {
     let mut client = Client::start(under_vfuse(options.iter().copied())?)?;
     let before = resident(client.pid())?;
-    client.ask(FILL, maps).with_context(|| format!("{maps} mappings"))?;
+    client.ask(FILL, maps).with_context(|| format!("{maps} mappings, which need root or ulimit -l unlimited"))?;
     let grown = resident(client.pid())? - before;
     Ok((RefCell::new(client), grown))
 }
