@@ -28,6 +28,22 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// Writes a run of translated memory at `offset`.
     fn write(&self, offset: u64, from: &Segment<'_>) -> Result<(), DiskError>;
 
+    /// [`read`](Disk::read) for several parts, each with a result of its own.
+    /// They may be done in any order.
+    fn read_many(&self, parts: &mut [DiskPart<'_>]) {
+        for part in parts {
+            part.result = self.read(part.offset, &part.segment);
+        }
+    }
+
+    /// [`write`](Disk::write) for several parts, each with a result of its
+    /// own. They may be done in any order.
+    fn write_many(&self, parts: &mut [DiskPart<'_>]) {
+        for part in parts {
+            part.result = self.write(part.offset, &part.segment);
+        }
+    }
+
     /// Returns when everything written so far is durable.
     fn flush(&self) -> Result<(), DiskError>;
 
@@ -36,6 +52,25 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
 
     /// Says that the range is not needed; what it reads as then is zeros.
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError>;
+}
+
+/// One of several transfers.
+#[derive(Debug)]
+pub struct DiskPart<'a> {
+    /// Offset on the disk.
+    pub offset: u64,
+    /// Memory to read into or to write from.
+    pub segment: Segment<'a>,
+    /// What came of it.
+    pub result: Result<(), DiskError>,
+}
+
+impl<'a> DiskPart<'a> {
+    /// A transfer that is not done yet.
+    #[must_use]
+    pub fn new(offset: u64, segment: Segment<'a>) -> DiskPart<'a> {
+        DiskPart { offset, segment, result: Ok(()) }
+    }
 }
 
 /// Why a disk operation failed.

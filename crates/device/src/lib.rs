@@ -14,7 +14,7 @@ mod interrupts;
 mod window;
 
 pub use board::{Board, Driver, Slot};
-pub use disk::{Disk, DiskError};
+pub use disk::{Disk, DiskError, DiskPart};
 pub use endpoint::{Device, Endpoint, Io, Nanos, ResetKind, Turn, Wake};
 pub use interrupts::{Event, Interrupts, Mode};
 pub use window::{DeviceFile, DeviceFiles, NoDeviceFile, RegionLayout, Window};

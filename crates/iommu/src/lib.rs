@@ -38,6 +38,7 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+mod gather;
 mod mapping;
 mod memories;
 mod memory;
@@ -48,6 +49,7 @@ mod space;
 mod sync;
 mod table;
 
+pub use gather::{Gather, Places};
 pub use mapping::{MapError, Mapping, Prot};
 pub use memory::{Memory, MemoryFault, Segment};
 pub use requester::{Access, DmaFault, FaultReason, Requester};

@@ -16,6 +16,19 @@ pub trait Memory: Send + Sync + Debug {
 
     /// Copies to the memory.
     fn write(&self, offset: u64, from: &VolatileSlice<'_>) -> Result<(), MemoryFault>;
+
+    /// [`read`](Self::read) for several places, each an offset and where its
+    /// bytes go. After an error any of them may have been filled.
+    fn read_many(&self, parts: &[(u64, VolatileSlice<'_>)]) -> Result<(), MemoryFault> {
+        parts.iter().try_for_each(|(offset, to)| self.read(*offset, to))
+    }
+
+    /// [`write`](Self::write) for several places, in order: whoever sees bytes
+    /// of a part sees all of the parts before it. After an error any of them
+    /// may have been written.
+    fn write_many(&self, parts: &[(u64, VolatileSlice<'_>)]) -> Result<(), MemoryFault> {
+        parts.iter().try_for_each(|(offset, from)| self.write(*offset, from))
+    }
 }
 
 /// The memory behind a mapping is gone (its owner died, exec'd or truncated it).

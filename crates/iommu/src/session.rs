@@ -39,6 +39,16 @@ impl<'a> Session<'a> {
     /// Translates one IOVA. A refusal is logged.
     #[inline]
     pub fn translate(&mut self, iova: u64, access: Access) -> Result<Translation<'_>, DmaFault> {
+        let hit = self.resolve(iova, access)?;
+        let Some(memory) = self.state.memory(hit.memory) else {
+            return Err(self.refuse(DmaFault { iova, access, reason: FaultReason::Memory }));
+        };
+        Ok(Translation { memory, offset: hit.offset(iova), last: hit.last })
+    }
+
+    /// The translation of one IOVA. A refusal is logged.
+    #[inline]
+    pub(crate) fn resolve(&mut self, iova: u64, access: Access) -> Result<Hit, DmaFault> {
         let need = match access {
             Access::Read => Prot::READ,
             Access::Write => Prot::WRITE,
@@ -48,12 +58,32 @@ impl<'a> Session<'a> {
             Some(hit) => hit,
             None => self.look_up(iova, access)?,
         };
-        let refuse = |reason| Err(refused(self.requester, DmaFault { iova, access, reason }));
         if !hit.prot.contains(need) {
-            return refuse(FaultReason::Permission);
+            return Err(self.refuse(DmaFault { iova, access, reason: FaultReason::Permission }));
         }
-        let Some(memory) = self.state.memory(hit.memory) else { return refuse(FaultReason::Memory) };
-        Ok(Translation { memory, offset: hit.offset(iova), last: hit.last })
+        Ok(hit)
+    }
+
+    /// Whether a memory that this session has resolved is there.
+    #[inline]
+    pub(crate) fn has(&self, memory: u32) -> bool {
+        self.state.memory(memory).is_some()
+    }
+
+    /// Bytes of a memory that this session has resolved.
+    #[inline]
+    pub(crate) fn segment(&self, memory: u32, offset: u64, len: usize) -> Option<Segment<'_>> {
+        let memory = self.state.memory(memory)?;
+        Some(match memory.slice(offset, len) {
+            Some(slice) => Segment::Direct(slice),
+            None => Segment::Remote { memory, offset, len },
+        })
+    }
+
+    /// Logs a refusal.
+    #[cold]
+    pub(crate) fn refuse(&self, fault: DmaFault) -> DmaFault {
+        refused(self.requester, fault)
     }
 
     fn look_up(&mut self, iova: u64, access: Access) -> Result<Hit, DmaFault> {

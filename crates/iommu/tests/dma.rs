@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::thread;
 
 use iommu::{
-    Access, AddressSpace, DmaFault, FaultReason, MapError, Mapping, Memory, MemoryFault, Prot, Requester, Segment,
+    Access, AddressSpace, DmaFault, FaultReason, MapError, Mapping, Memory, MemoryFault, Places, Prot, Requester,
+    Segment,
 };
 use vm_memory::VolatileSlice;
 
@@ -408,4 +409,66 @@ fn nothing_is_reached_after_an_unmap() {
         }
         drop(end);
     });
+}
+
+/// Translations that are kept together: one for each mapping, none of a range
+/// that is refused, and no more of them than before.
+#[test]
+fn a_gather_keeps_what_was_translated() {
+    let (space, near, far) = (AddressSpace::new(), Remote::new(3 * PAGE as usize), Remote::new(PAGE as usize));
+    map(&space, &near, 0, 2 * PAGE - 1);
+    map(&space, &far, 2 * PAGE, 3 * PAGE - 1);
+    space.map(mapping(&near, 5 * PAGE, 6 * PAGE - 1, Prot::READ, 0)).expect("free");
+    space.map(mapping(&near, 0_u64.wrapping_sub(PAGE), u64::MAX, RW, 0)).expect("free");
+    let requester = attached(&space);
+    let mut places = Places::default();
+    let refused = |iova, access, reason| Err(DmaFault { iova, access, reason });
+    for _ in 0..2 {
+        let mut session = requester.session();
+        let mut gather = session.gather(&mut places);
+        assert!(gather.is_empty(), "nothing is left of the last time");
+        gather.add(PAGE + 1, 2 * PAGE as usize - 1, Access::Write).expect("mapped");
+        assert_eq!(gather.len(), 2);
+        let result = gather.add(PAGE, 3 * PAGE as usize, Access::Read);
+        assert_eq!(result, refused(3 * PAGE, Access::Read, FaultReason::NotMapped));
+        let result = gather.add(5 * PAGE, 1, Access::Write);
+        assert_eq!(result, refused(5 * PAGE, Access::Write, FaultReason::Permission));
+        let result = gather.add(u64::MAX, 2, Access::Read);
+        assert_eq!(result, refused(0, Access::Read, FaultReason::NotMapped));
+        gather.add(9, 0, Access::Read).expect("no byte");
+        gather.add(5 * PAGE, 1, Access::Read).expect("mapped");
+        gather.add(u64::MAX, 1, Access::Read).expect("mapped");
+        gather.truncate(3);
+        let parts: Vec<(usize, u64)> = gather
+            .segments(0..3)
+            .map(|segment| match segment {
+                Segment::Remote { memory, offset, len } => {
+                    let own = if std::ptr::addr_eq(memory, Arc::as_ptr(&far)) { 1 << 32 } else { 0 };
+                    (len, own | offset)
+                }
+                Segment::Direct(_) => unreachable!("reached by copying"),
+            })
+            .collect();
+        assert_eq!(parts, [(PAGE as usize - 1, PAGE + 1), (PAGE as usize, 1 << 32), (1, 0)]);
+        assert_eq!(gather.segments(1..2).count(), 1);
+        assert_eq!(gather.segments(2..4).count(), 0, "out of range");
+        assert_eq!(requester.take_faults().len(), 3);
+    }
+    space.unmap(0, u64::MAX, &mut |_| {});
+    assert_eq!(Arc::strong_count(&far), 1, "places keep no memory");
+}
+
+/// What many pieces come to when a memory has no faster way.
+#[test]
+fn many_pieces_are_one_after_the_other() {
+    let memory = Remote::new(100);
+    let (mut a, mut b) = ([0; 2], [0; 3]);
+    memory.read_many(&[(50, VolatileSlice::from(&mut a[..])), (7, VolatileSlice::from(&mut b[..]))]).expect("there");
+    assert_eq!((a, b), ([50, 51], [7, 8, 9]));
+    let (mut a, mut b) = ([1; 2], [2; 2]);
+    memory.write_many(&[(0, VolatileSlice::from(&mut a[..])), (1, VolatileSlice::from(&mut b[..]))]).expect("there");
+    let mut all = [0; 4];
+    memory.read(0, &VolatileSlice::from(&mut all[..])).expect("there");
+    assert_eq!(all, [1, 2, 2, 3]);
+    assert_eq!(memory.write_many(&[(99, VolatileSlice::from(&mut a[..]))]), Err(MemoryFault));
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use common::{Child, PRIVATE, RW, fill, map, memfd, truncate};
-use device::{Disk, DiskError};
+use device::{Disk, DiskError, DiskPart};
 use iommu::{Memory, MemoryFault, Segment};
 use sys::disk::{FileDisk, Options, RamDisk};
 use vm_memory::VolatileSlice;
@@ -48,6 +48,84 @@ fn read(disk: &dyn Disk, offset: u64, len: usize) -> Result<Vec<u8>, DiskError> 
 
 fn write(disk: &dyn Disk, offset: u64, value: u8, len: usize) -> Result<(), DiskError> {
     disk.write(offset, &Segment::Direct(VolatileSlice::from(&mut vec![value; len][..])))
+}
+
+/// Parts of two programs' memory, of our own, beyond the disk and beyond the
+/// memory: each has its own result, and the others are done.
+#[test]
+fn many_parts_have_a_result_each() {
+    let holder = || {
+        let mut child = Child::start(|turns| {
+            let addr = map(0, 1 << 20, RW, PRIVATE, -1, 0);
+            turns.give(addr);
+        });
+        let addr = child.take();
+        (child, addr)
+    };
+    let ((one, first), (two, second)) = (holder(), holder());
+    let (near, far) = (one.process(), two.process());
+    each("many", |disk| {
+        for i in 0..20 {
+            write(disk, i * 4096, i as u8 + 1, 4096).unwrap();
+        }
+        let mut own = vec![0; 4096];
+        let slice = VolatileSlice::from(&mut own[..]);
+        let remote = |memory, offset| Segment::Remote { memory, offset, len: 4096 };
+        let parts = |whole: u64| {
+            vec![
+                DiskPart::new(0, remote(&*near, first)),
+                DiskPart::new(3 * 4096, remote(&*near, first + 4096)),
+                DiskPart::new(4 * 4096, remote(&*near, 4096)),
+                DiskPart::new(5 * 4096, remote(&*near, first + 8192)),
+                DiskPart::new(whole, remote(&*near, first)),
+                DiskPart::new(6 * 4096, Segment::Direct(slice)),
+                DiskPart::new(7 * 4096, remote(&*near, first + 3 * 4096)),
+                DiskPart::new(8 * 4096, remote(&*far, second)),
+                DiskPart::new(9 * 4096, remote(&*far, second + 4096)),
+                DiskPart::new(u64::MAX, remote(&*far, second)),
+            ]
+        };
+        let results = |parts: Vec<DiskPart<'_>>| parts.iter().map(|part| part.result).collect::<Vec<_>>();
+        let gone = Err(DiskError::Memory(MemoryFault));
+        let outside = Err(DiskError::OutOfRange);
+        let good = Ok(());
+        let want = [good, good, gone, good, outside, good, good, good, good, outside];
+        let mut all = parts(SIZE - 1);
+        disk.read_many(&mut all);
+        assert_eq!(results(all), want);
+        let holds = |memory: &sys::Process, at, value| {
+            assert_eq!(common::read(memory, at, 4096).unwrap(), vec![value; 4096]);
+        };
+        holds(&near, first, 1);
+        holds(&near, first + 4096, 4);
+        holds(&near, first + 8192, 6);
+        holds(&near, first + 3 * 4096, 8);
+        holds(&far, second, 9);
+        holds(&far, second + 4096, 10);
+        let mut byte = [0u8];
+        slice.copy_to(&mut byte[..]);
+        assert_eq!(byte, [7]);
+
+        common::write(&*near, first + 8192, 0x66, 4096).unwrap();
+        common::write(&*far, second, 0x77, 4096).unwrap();
+        let mut all = parts(SIZE - 1);
+        disk.write_many(&mut all);
+        assert_eq!(results(all), want);
+        assert_eq!(read(disk, 5 * 4096, 4096).unwrap(), vec![0x66; 4096]);
+        assert_eq!(read(disk, 8 * 4096, 4096).unwrap(), vec![0x77; 4096]);
+        assert_eq!(read(disk, 0, 1).unwrap(), [1]);
+        disk.read_many(&mut []);
+    });
+    // One of the two dies.
+    one.kill();
+    let disk = RamDisk::new(SIZE).unwrap();
+    let remote = |memory, offset| Segment::Remote { memory, offset, len: 4096 };
+    let mut parts = [&*near, &*near, &*far, &*far].map(|memory| {
+        let offset = if std::ptr::addr_eq(memory, &*far) { second } else { first };
+        DiskPart::new(0, remote(memory, offset))
+    });
+    disk.read_many(&mut parts);
+    assert_eq!(parts.map(|part| part.result.is_ok()), [false, false, true, true]);
 }
 
 #[test]

@@ -5,9 +5,10 @@
 mod common;
 
 use common::{Child, PRIVATE, RO, RW, exit, fill, map, peek, read, write};
-use iommu::MemoryFault;
+use iommu::{Memory, MemoryFault};
 use sys::process::{read_user, write_user};
 use uapi::Errno;
+use vm_memory::VolatileSlice;
 
 /// On both sides of the length from which copies go by pid.
 const LENGTHS: [usize; 5] = [1, 4096, 8192, 8193, 1 << 20];
@@ -48,6 +49,69 @@ fn copies_both_ways_at_every_length() {
     write(&*process, addr + LEN as u64 - 9000, 4, 9000).unwrap();
     child.go();
     assert_eq!(child.take(), 0x304);
+}
+
+/// Pieces of `own` for places that are 8 KiB apart, across a page's end.
+fn pieces<'a>(addr: u64, own: &'a mut [u8], each: usize) -> Vec<(u64, VolatileSlice<'a>)> {
+    let places = (0..).map(|i| addr + i * 8192 % (LEN as u64 - 8192) + 4096 - each as u64 / 2);
+    places.zip(own.chunks_mut(each).map(VolatileSlice::from)).collect()
+}
+
+/// Pieces in one call, fewer and more than the system takes at a time.
+#[test]
+fn many_pieces_both_ways() {
+    let (mut child, addr) = holder(7);
+    let process = child.process();
+    for (count, each) in [(1, 64), (2, 4), (32, 4096), (100, 64), (126, 4096)] {
+        let mut own: Vec<u8> = (0..count * each).map(|i| (i / each + i) as u8).collect();
+        let want = own.clone();
+        process.write_many(&pieces(addr, &mut own, each)).unwrap();
+        own.fill(0);
+        process.read_many(&pieces(addr, &mut own, each)).unwrap();
+        assert_eq!(own, want, "{count} pieces");
+    }
+    let mut own = vec![1; 3000];
+    process.write_many(&pieces(addr, &mut own, 1)).unwrap();
+    // The last of several for one byte counts, also where pieces adjoin.
+    let (mut a, mut b, mut c) = ([3; 4096], [4; 4096], [5; 8]);
+    let slice = |bytes| VolatileSlice::from(bytes);
+    let parts = [(addr, slice(&mut a[..])), (addr + 4096, slice(&mut b[..])), (addr + 4092, slice(&mut c[..]))];
+    process.write_many(&parts).unwrap();
+    let seen = read(&*process, addr, 8192).unwrap();
+    assert_eq!((seen[4091], &seen[4092..4100], seen[4100], seen[8191]), (3, &[5; 8][..], 4, 4));
+    process.write_many(&[]).unwrap();
+    // And as well when the program is about to exec.
+    process.before_exec();
+    let mut own = vec![9; 64];
+    process.write_many(&pieces(addr, &mut own, 8)).unwrap();
+    own.fill(0);
+    process.read_many(&pieces(addr, &mut own, 8)).unwrap();
+    assert_eq!(own, [9; 64]);
+    write(&*process, addr, 3, 1).unwrap();
+    child.go();
+    assert_eq!(child.take() >> 8, 3);
+}
+
+/// A piece that is not mapped, first, in the middle and last; a program that
+/// has died.
+#[test]
+fn many_pieces_with_a_fault() {
+    let (child, addr) = holder(7);
+    let process = child.process();
+    for at in [0, 3, 7] {
+        for bad in [0, addr + LEN as u64 + (1 << 30), u64::MAX, 1 << 63] {
+            let mut own = [0; 64];
+            let mut parts = pieces(addr, &mut own, 8);
+            parts[at].0 = bad;
+            assert_eq!(process.read_many(&parts), Err(MemoryFault));
+            assert_eq!(process.write_many(&parts), Err(MemoryFault));
+        }
+    }
+    child.kill();
+    let mut own = [0; 64];
+    let parts = pieces(addr, &mut own, 8);
+    assert_eq!(process.read_many(&parts), Err(MemoryFault));
+    assert_eq!(process.write_many(&parts), Err(MemoryFault));
 }
 
 #[test]

@@ -8,6 +8,8 @@
 
 #[path = "../../src/arena.rs"]
 mod arena;
+#[path = "../../src/gather.rs"]
+mod gather;
 #[path = "../../src/mapping.rs"]
 mod mapping;
 #[path = "../../src/memories.rs"]
@@ -30,6 +32,7 @@ use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use gather::{Gather, Places};
 use loom::thread;
 pub use mapping::{MapError, Mapping, Prot};
 pub use memory::{Memory, MemoryFault, Segment};

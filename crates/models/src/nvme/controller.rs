@@ -2,7 +2,7 @@
 //! The controller: enabling, reset and shutdown, and its turns.
 
 use device::{Device, Io, Nanos, ResetKind, Turn};
-use iommu::{DmaFault, FaultReason};
+use iommu::{DmaFault, FaultReason, Places};
 use pci::FunctionSpec;
 use tracing::{Level, event};
 
@@ -30,7 +30,7 @@ const TURN_COMMANDS: usize = 64;
 /// Bytes moved in a turn, after which no other command begins.
 const TURN_BYTES: u64 = 2 << 20;
 /// Commands taken from one queue before the next has its turn.
-const BURST: usize = 32;
+pub(super) const BURST: usize = 32;
 /// Bytes moved before completions are posted, so that the host has something
 /// to do meanwhile.
 const POST_BYTES: u64 = 512 << 10;
@@ -83,6 +83,7 @@ pub struct Controller {
     /// A DMA was held back because bus mastering is off.
     held: bool,
     pub(super) runs: Vec<Run>,
+    pub(super) places: Places,
     pub(super) compare_buffers: [Vec<u8>; 2],
 }
 
@@ -138,6 +139,7 @@ impl Controller {
             pin_changed: false,
             held: false,
             runs: Vec::new(),
+            places: Places::default(),
             compare_buffers: [Vec::new(), Vec::new()],
             config,
         }
@@ -338,15 +340,21 @@ impl Controller {
                 return false;
             }
         };
-        for command in commands.iter().take(fetched) {
-            if budget.bytes == 0 || !self.is_running() {
-                break;
-            }
-            if let Some(Some(sq)) = self.sqs.get_mut(usize::from(id)) {
-                sq.take();
-            }
-            let bytes = self.execute(io, id, command);
-            budget.commands -= 1;
+        let mut left = commands.get(..fetched).unwrap_or_default();
+        while let Some(command) = left.first()
+            && budget.bytes > 0
+            && self.is_running()
+        {
+            let batch = if id == 0 { 0 } else { self.batch(left, budget.bytes) };
+            let bytes = if batch == 0 {
+                self.take(id);
+                self.execute(io, id, command)
+            } else {
+                self.transfer(io, id, left.get(..batch).unwrap_or_default())
+            };
+            let count = batch.max(1);
+            left = left.get(count..).unwrap_or_default();
+            budget.commands -= count;
             budget.bytes = budget.bytes.saturating_sub(bytes);
             budget.since_post += bytes;
             if budget.since_post >= POST_BYTES {
@@ -357,12 +365,23 @@ impl Controller {
         true
     }
 
+    /// Moves a submission queue's head past a command that is executed.
+    pub(super) fn take(&mut self, sq: u16) {
+        if let Some(Some(sq)) = self.sqs.get_mut(usize::from(sq)) {
+            sq.take();
+        }
+    }
+
+    pub(super) fn trace_command(&self, sq: u16, command: &Command) {
+        event!(name: "command", target: "vfuse::nvme", Level::TRACE, serial = %self.config.serial,
+            qid = sq, cid = command.cid.get(), opcode = command.opcode, nsid = command.nsid.get(),
+            cdw10 = command.cdw10.get(), cdw11 = command.cdw11.get(), cdw12 = command.cdw12.get());
+    }
+
     /// Executes one command; the bytes it moved.
     fn execute(&mut self, io: &mut Io<'_>, sq: u16, command: &Command) -> u64 {
-        let (cid, nsid) = (command.cid.get(), command.nsid.get());
-        event!(name: "command", target: "vfuse::nvme", Level::TRACE, serial = %self.config.serial,
-            qid = sq, cid, opcode = command.opcode, nsid,
-            cdw10 = command.cdw10.get(), cdw11 = command.cdw11.get(), cdw12 = command.cdw12.get());
+        self.trace_command(sq, command);
+        let cid = command.cid.get();
         let result = if sq == 0 {
             self.admin_command(io, command).map(|outcome| (outcome, 0))
         } else {
@@ -384,7 +403,7 @@ impl Controller {
         }
     }
 
-    fn command_failed(&mut self, sq: u16, command: &Command, error: &Error) {
+    pub(super) fn command_failed(&mut self, sq: u16, command: &Command, error: &Error) {
         let (cid, nsid, status) = (command.cid.get(), command.nsid.get(), error.status());
         event!(name: "command_failed", target: "vfuse::nvme", Level::DEBUG, serial = %self.config.serial,
             qid = sq, cid, opcode = command.opcode, nsid, %error);

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The NVM command set (6).
-//!
-//! Data moves between the disk and the program's own memory with nothing in
-//! between; only Compare needs a copy.
+//! The NVM command set (6), without Read and Write (`transfer`).
 
 use device::{Disk, Io};
-use iommu::{Access, Segment};
+use iommu::Segment;
 use vm_memory::VolatileSlice;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -32,9 +29,10 @@ const DEALLOCATE: u32 = 1 << 25;
 const ATTRIBUTE_DEALLOCATE: u32 = 1 << 2;
 
 /// Where the data of a command lie in a namespace.
-struct Extent {
-    offset: u64,
-    len: u64,
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Extent {
+    pub(super) offset: u64,
+    pub(super) len: u64,
 }
 
 impl Controller {
@@ -50,13 +48,12 @@ impl Controller {
             return Ok(0);
         }
         let namespace = self.namespace(nsid)?;
-        if matches!(opcode, NvmOpcode::Write | NvmOpcode::WriteZeroes | NvmOpcode::DatasetManagement) {
+        if matches!(opcode, NvmOpcode::WriteZeroes | NvmOpcode::DatasetManagement) {
             namespace.check_writable()?;
         }
         match opcode {
             NvmOpcode::Flush => namespace.disk.flush().map_err(Error::Write).map(|()| 0),
-            NvmOpcode::Read => self.read_blocks(io, command),
-            NvmOpcode::Write => self.write_blocks(io, command),
+            NvmOpcode::Read | NvmOpcode::Write => Err(Status::INTERNAL_ERROR.into()), // Never comes here.
             NvmOpcode::Compare => self.compare(io, command),
             NvmOpcode::WriteZeroes => self.write_zeroes(command),
             NvmOpcode::DatasetManagement => self.dataset_management(io, command),
@@ -72,40 +69,6 @@ impl Controller {
     /// Makes all namespaces durable.
     pub(super) fn flush_all(&self) -> Result<(), Error> {
         self.namespaces.iter().try_for_each(|namespace| namespace.disk.flush().map_err(Error::Write))
-    }
-
-    fn read_blocks(&mut self, io: &mut Io<'_>, command: &Command) -> Result<u64, Error> {
-        let namespace = find(&self.namespaces, command)?;
-        let Extent { mut offset, len } = transfer(namespace, command)?;
-        let mut session = io.dma.session();
-        prp::resolve(&mut session, command, len as usize, self.page, &mut self.runs)?;
-        let disk = &*namespace.disk;
-        prp::each(&mut session, &self.runs, Access::Write, &mut |segment| {
-            disk.read(offset, &segment).map_err(Error::Read)?;
-            offset += segment.len() as u64;
-            Ok(())
-        })?;
-        self.logs.reads += 1;
-        self.logs.bytes_read += len;
-        Ok(len)
-    }
-
-    fn write_blocks(&mut self, io: &mut Io<'_>, command: &Command) -> Result<u64, Error> {
-        let namespace = find(&self.namespaces, command)?;
-        let Extent { mut offset, len } = transfer(namespace, command)?;
-        let mut session = io.dma.session();
-        prp::resolve(&mut session, command, len as usize, self.page, &mut self.runs)?;
-        let disk = &*namespace.disk;
-        prp::each(&mut session, &self.runs, Access::Read, &mut |segment| {
-            disk.write(offset, &segment).map_err(Error::Write)?;
-            offset += segment.len() as u64;
-            Ok(())
-        })?;
-        drop(session); // A flush may take long, and whoever unmaps waits for a session.
-        self.make_durable(command, disk)?;
-        self.logs.writes += 1;
-        self.logs.bytes_written += len;
-        Ok(len)
     }
 
     fn compare(&mut self, io: &mut Io<'_>, command: &Command) -> Result<u64, Error> {
@@ -174,24 +137,28 @@ impl Controller {
         Ok(0)
     }
 
-    /// What was written is durable before the completion with FUA, and always
-    /// while the write cache is off.
+    /// What was written is durable before the completion if that is wanted.
     fn make_durable(&self, command: &Command, disk: &dyn Disk) -> Result<(), Error> {
-        if command.cdw12.get() & FUA != 0 || !self.features.write_cache {
+        if self.wants_durable(command) {
             disk.flush().map_err(Error::Write)?;
         }
         Ok(())
     }
+
+    /// With FUA, and always while the write cache is off.
+    pub(super) fn wants_durable(&self, command: &Command) -> bool {
+        command.cdw12.get() & FUA != 0 || !self.features.write_cache
+    }
 }
 
-fn find<'a>(namespaces: &'a [Namespace], command: &Command) -> Result<&'a Namespace, Status> {
+pub(super) fn find<'a>(namespaces: &'a [Namespace], command: &Command) -> Result<&'a Namespace, Status> {
     let index = command.nsid.get().checked_sub(1).ok_or(Status::INVALID_NAMESPACE)?;
     namespaces.get(index as usize).ok_or(Status::INVALID_NAMESPACE)
 }
 
 /// The extent of a command that moves data: no longer than MDTS, then inside
 /// the namespace.
-fn transfer(namespace: &Namespace, command: &Command) -> Result<Extent, Status> {
+pub(super) fn transfer(namespace: &Namespace, command: &Command) -> Result<Extent, Status> {
     if command.blocks() << namespace.shift > MAX_TRANSFER {
         return Err(Status::INVALID_FIELD);
     }

@@ -44,6 +44,7 @@ mod prp;
 mod queue;
 mod registers;
 pub mod spec;
+mod transfer;
 
 pub use config::{Config, LbaSize, UnsupportedLbaSize};
 pub use controller::Controller;

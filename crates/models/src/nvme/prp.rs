@@ -2,7 +2,7 @@
 //! Physical Region Pages (4.3): from a command's two entries to the memory
 //! that it names.
 
-use iommu::{Access, Session};
+use iommu::Session;
 
 use super::error::Error;
 use super::spec::{Command, Status};
@@ -20,6 +20,8 @@ const CHUNK: usize = 512;
 /// Appends pages to `runs`, joined where one follows the other. Devices move
 /// long runs much faster than pages.
 struct Runs<'a> {
+    /// Where those of this command begin.
+    first: usize,
     runs: &'a mut Vec<Run>,
     left: usize,
 }
@@ -28,7 +30,8 @@ impl Runs<'_> {
     fn push(&mut self, iova: u64, page_left: usize) {
         let len = self.left.min(page_left);
         self.left -= len;
-        match self.runs.last_mut() {
+        let own = self.runs.len() > self.first;
+        match self.runs.last_mut().filter(|_| own) {
             Some(last) if last.iova.checked_add(last.len as u64) == Some(iova) => last.len += len,
             _ => self.runs.push(Run { iova, len }),
         }
@@ -45,7 +48,19 @@ pub(crate) fn resolve(
     runs: &mut Vec<Run>,
 ) -> Result<(), Error> {
     runs.clear();
-    let mut to = Runs { runs, left: len };
+    append(session, command, len, page, runs)
+}
+
+/// [`resolve`], behind what is in `runs` already. After an error some of the
+/// runs may have been added.
+pub(crate) fn append(
+    session: &mut Session<'_>,
+    command: &Command,
+    len: usize,
+    page: u64,
+    runs: &mut Vec<Run>,
+) -> Result<(), Error> {
+    let mut to = Runs { first: runs.len(), runs, left: len };
     let (first, second) = (command.prp1.get(), command.prp2.get());
     // An offset into the first page, on a dword.
     if first & 3 != 0 {
@@ -130,19 +145,6 @@ pub(crate) fn receive(
         let Some((part, after)) = rest.split_at_mut_checked(run.len) else { break };
         session.read(run.iova, part)?;
         rest = after;
-    }
-    Ok(())
-}
-
-/// Calls `each` for the translated bytes of every run, in order.
-pub(crate) fn each(
-    session: &mut Session<'_>,
-    runs: &[Run],
-    access: Access,
-    each: &mut dyn FnMut(iommu::Segment<'_>) -> Result<(), Error>,
-) -> Result<(), Error> {
-    for run in runs {
-        session.segments::<Error>(run.iova, run.len, access, each)?;
     }
     Ok(())
 }

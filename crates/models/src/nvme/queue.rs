@@ -207,16 +207,15 @@ fn store(session: &mut Session<'_>, iova: u64, entries: &[Completion]) -> Result
             Segment::Remote { memory, offset, .. } => {
                 // A copy may land in any order. The host looks at an entry
                 // only after the one before it, so the first one opens the rest.
-                let write = |from: usize, to: usize| {
-                    let mut own = part.get(from..to).ok_or(MemoryFault)?.to_vec();
-                    memory.write(offset + from as u64, &VolatileSlice::from(own.as_mut_slice()))
-                };
-                if part.len() > Completion::SIZE {
-                    write(Completion::SIZE, part.len())?;
-                }
-                let last = part.len().min(Completion::SIZE).saturating_sub(4);
-                write(0, last)?;
-                write(last, part.len().min(Completion::SIZE))?;
+                let mut own = [0; CHUNK * Completion::SIZE];
+                let own = own.get_mut(..part.len()).ok_or(MemoryFault)?;
+                own.copy_from_slice(part);
+                let (first, rest) = own.split_at_mut(part.len().min(Completion::SIZE));
+                let (body, last) = first.split_at_mut(first.len().saturating_sub(4));
+                let last_at = offset + body.len() as u64;
+                let rest_at = last_at + last.len() as u64;
+                let parts = [(rest_at, rest.into()), (offset, body.into()), (last_at, last.into())];
+                memory.write_many(if part.len() > Completion::SIZE { &parts } else { &parts[1..] })?;
             }
         }
         Ok(())

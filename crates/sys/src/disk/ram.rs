@@ -3,14 +3,14 @@
 //!
 //! Private anonymous memory without reservation: what was never written takes
 //! no page. Each transfer is one copy, between the disk and the memory of the
-//! program: `memcpy` or one system call.
+//! program: `memcpy`, or one system call for all that come together.
 #![allow(unsafe_code)] // mmap and madvise
 
 use std::io;
 use std::ptr::NonNull;
 
-use device::{Disk, DiskError};
-use iommu::Segment;
+use device::{Disk, DiskError, DiskPart};
+use iommu::{Memory, MemoryFault, Segment};
 use vm_memory::VolatileSlice;
 
 use super::check;
@@ -19,6 +19,11 @@ use crate::{last_errno, page_size};
 /// Up to this share of the machine's memory a disk asks for huge pages: a
 /// first write then takes 2 MiB.
 const HUGE_SHARE: u64 = 8;
+
+/// Copies one part.
+type One = fn(&RamDisk, u64, &Segment<'_>) -> Result<(), DiskError>;
+/// Copies pieces from or to a memory.
+type Many = fn(&dyn Memory, &[(u64, VolatileSlice<'_>)]) -> Result<(), MemoryFault>;
 
 /// A disk in memory.
 #[derive(Debug)]
@@ -59,6 +64,45 @@ impl RamDisk {
         check(self.len(), offset, len as u64)?;
         // SAFETY: inside the mapping (checked), which lives as long as `self`.
         Ok(unsafe { VolatileSlice::new(self.addr.as_ptr().add(offset as usize), len) })
+    }
+
+    /// Copies parts, those in one memory with one call of `many`; `one` copies
+    /// a single part.
+    fn each(&self, parts: &mut [DiskPart<'_>], one: One, many: Many) {
+        let mut rest = parts;
+        let mut pieces = Vec::new();
+        while !rest.is_empty() {
+            pieces.clear();
+            let memory = self.together(rest, &mut pieces);
+            let (now, later) = rest.split_at_mut(pieces.len().max(1));
+            // Which piece has failed is found out by copying each again.
+            if pieces.len() < 2 || memory.is_none_or(|memory| many(memory, &pieces).is_err()) {
+                for part in now {
+                    part.result = one(self, part.offset, &part.segment);
+                }
+            }
+            rest = later;
+        }
+    }
+
+    /// Those of the first parts that lie in one memory, which is reached by
+    /// copying, and inside the disk.
+    fn together<'a, 'b>(
+        &'a self,
+        parts: &[DiskPart<'b>],
+        pieces: &mut Vec<(u64, VolatileSlice<'a>)>,
+    ) -> Option<&'b dyn Memory> {
+        let Segment::Remote { memory, .. } = parts.first()?.segment else { return None };
+        pieces.reserve(parts.len());
+        for DiskPart { offset: at, segment, .. } in parts {
+            match (segment, self.slice(*at, segment.len())) {
+                (Segment::Remote { memory: other, offset, .. }, Ok(own)) if std::ptr::addr_eq(memory, *other) => {
+                    pieces.push((*offset, own));
+                }
+                _ => break,
+            }
+        }
+        Some(memory)
     }
 
     /// The range must be inside the disk.
@@ -116,6 +160,14 @@ impl Disk for RamDisk {
 
     fn write(&self, offset: u64, from: &Segment<'_>) -> Result<(), DiskError> {
         Ok(from.copy_to(&self.slice(offset, from.len())?)?)
+    }
+
+    fn read_many(&self, parts: &mut [DiskPart<'_>]) {
+        self.each(parts, RamDisk::read, |memory, pieces| memory.write_many(pieces));
+    }
+
+    fn write_many(&self, parts: &mut [DiskPart<'_>]) {
+        self.each(parts, RamDisk::write, |memory, pieces| memory.read_many(pieces));
     }
 
     fn flush(&self) -> Result<(), DiskError> {
