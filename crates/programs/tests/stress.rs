@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A hostile program with many threads (`src/bin/hostile.rs`) and then one that
+//! means well, in the same lab: vfuse serves both, and nothing is left.
+
+use std::fs;
+use std::path::Path;
+
+use programs::{Vfuse, Way, in_each_way};
+
+in_each_way! {
+    /// Racing threads, descriptors closed and passed under way, memory that
+    /// goes while it is mapped, children, and a death in the middle of it.
+    fn hostile_programs_harm_nobody_else(way) {
+        let (vfuse, hostile) = prepared(way);
+        // A pipe ends when every process that could write to it is gone.
+        let lines = format!(
+            "{hostile} 1000 1 exit | cat
+             {hostile} 700 2 kill | cat
+             {hostile} 300 3 kill | cat
+             qemu-io -f raw -c 'write -P 0x5a 0 1M' -c 'read -P 0x5a 0 1M' nvme://0000:01:00.0/1
+             echo served"
+        );
+        let outcome = vfuse.shell(&lines);
+        outcome.succeeded().said("ended after").said("killed after").said("served").said("read 1048576/1048576");
+        for word in ["panicked", "verification failed"] {
+            assert!(!outcome.text.contains(word), "{}", outcome.text);
+        }
+        assert_eq!(left(&vfuse), Vec::<String>::new());
+    }
+
+    /// The program that vfuse itself has started is the one that dies.
+    fn a_killed_program_takes_vfuse_with_it(way) {
+        let (vfuse, hostile) = prepared(way);
+        let outcome = vfuse.run([&*hostile, "500", "4", "kill"]);
+        outcome.killed_by(rustix::process::Signal::KILL).said("killed after");
+        assert!(!outcome.text.contains("panicked"), "{}", outcome.text);
+        assert_eq!(left(&vfuse), Vec::<String>::new());
+    }
+}
+
+/// A run whose processes can be told by their environment, and the program.
+fn prepared(way: Way) -> (Vfuse, String) {
+    let vfuse = Vfuse::new(way);
+    let hostile = vfuse.place.program(Path::new(env!("CARGO_BIN_EXE_hostile"))).display().to_string();
+    let place = vfuse.place.path("").display().to_string();
+    (vfuse.env("STRESS_PLACE", &place), hostile)
+}
+
+/// Processes of a run that are still there.
+fn left(vfuse: &Vfuse) -> Vec<String> {
+    let place = format!("STRESS_PLACE={}", vfuse.place.path("").display());
+    let processes = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let of_run = |path: &Path| {
+        let environment = fs::read(path.join("environ")).unwrap_or_default();
+        String::from_utf8_lossy(&environment).contains(&place)
+    };
+    processes.map(|entry| entry.path()).filter(|path| of_run(path)).map(|path| path.display().to_string()).collect()
+}
