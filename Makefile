@@ -4,7 +4,7 @@
 export PATH := $(CURDIR)/build/tools/bin:$(PATH)
 SEEDS ?= 1000
 
-.PHONY: help demo test build lint fmt doc install bench conformance sim
+.PHONY: help demo test build lint fmt doc install bench conformance sim fuzz miri
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -43,3 +43,20 @@ conformance: ## how many lines of the fact sheets have a test
 
 sim: ## a lab from one seed at a time: make sim SEEDS=10000
 	@cargo run --quiet --release -p vfuse-sim -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+TIME ?= 60
+TARGET ?= $(notdir $(wildcard fuzz/corpus/*))
+fuzz: ## libFuzzer, needs a nightly toolchain: make fuzz TIME=600 TARGET=nvme
+	@command -v cargo-fuzz >/dev/null || cargo install --locked --quiet --root build/tools cargo-fuzz --version 0.13.2
+	@set -e; for target in $(TARGET); do \
+		mkdir -p fuzz/found/$$target; \
+		cargo +nightly fuzz run --sanitizer none $$target fuzz/found/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(TIME) -timeout=20 -rss_limit_mb=2048; \
+	done
+
+# Fewer cases than natively: an interpreted one takes a hundred times as long.
+# Models of threads that loom or shuttle run are not for Miri.
+miri: export MIRIFLAGS := -Zmiri-disable-isolation
+miri: export PROPTEST_CASES := 2
+miri: ## the core under Miri, needs a nightly toolchain with miri
+	cargo +nightly miri test -p vfuse-uapi -p vfuse-iommu -p vfuse-device -p vfuse-pci -p vfuse-vfio

@@ -247,7 +247,7 @@ fn check_resources(fabric: &Fabric) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 128 }, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// GRP-003, GRP-005, GRP-018, GRP-020, GRP-022
     #[test]
