@@ -47,6 +47,7 @@
 mod bpf;
 mod calls;
 mod child;
+mod closes;
 mod error;
 mod events;
 mod farm;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command line: what it refuses and how, the control socket, the trace.
+#![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
@@ -67,7 +68,10 @@ fn what_cannot_be_used_is_refused_with_status_2() {
     for (arguments, part) in [
         (&["run", "--device", "floppy", "--", "true"][..], "unknown model `floppy`"),
         (&["run", "--device", "nvme,sise=1G", "--", "true"], "unknown key `sise`"),
-        (&["run", "--device", "nvme,addr=1:0.0", "--device", "nvme,addr=1:0.0", "--", "true"], "in use by another device"),
+        (
+            &["run", "--device", "nvme,addr=1:0.0", "--device", "nvme,addr=1:0.0", "--", "true"],
+            "in use by another device",
+        ),
         (&["run", "--lab", "/nowhere/lab.toml", "--", "true"], "cannot read the lab file /nowhere/lab.toml"),
         (&["run", "--lab", &lab, "--", "true"], "/nowhere/disk.img"),
         (&["lab", "check", &lab], "/nowhere/disk.img"),

@@ -113,9 +113,8 @@ fn test_code(path: &PathBuf) -> Result<Option<String>> {
 }
 
 fn cited(prefix: &str, text: &[String]) -> Result<BTreeSet<u32>> {
-    let id = Regex::new(&format!(
-        r"\b{prefix}-(\d{{3}})(?:\s*(?:\.\.=?|…|–|-|to|through)\s*(?:{prefix}-)?(\d{{3}}))?\b"
-    ))?;
+    let id =
+        Regex::new(&format!(r"\b{prefix}-(\d{{3}})(?:\s*(?:\.\.=?|…|–|-|to|through)\s*(?:{prefix}-)?(\d{{3}}))?\b"))?;
     let mut lines = BTreeSet::new();
     for found in text.iter().flat_map(|t| id.captures_iter(t)) {
         let first: u32 = found[1].parse()?;
