@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What programs read in `/sys` and `/dev` before they make a VFIO call, and
-#![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
 //! what stores to attributes do.
+#![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
 
 use host::tree::{Entry, Node, Tree};
 use host::{Host, Lab};
