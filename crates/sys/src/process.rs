@@ -35,6 +35,8 @@ use crate::{last_errno, page_size};
 /// Longest copy that goes through `/proc/PID/mem`.
 const SMALL: usize = 8192;
 
+/// Fewest pieces that go by pid in one call; fewer are no slower one by one.
+const FEW: usize = 3;
 /// Most pieces in one call (`IOV_MAX`).
 const PIECES: usize = 1024;
 
@@ -174,7 +176,7 @@ impl Process {
     /// Copies many pieces, in order.
     fn copy_many(&self, parts: Parts<'_, '_>, direction: Direction) -> Result<(), MemoryFault> {
         parts.chunks(PIECES).try_for_each(|parts| {
-            if parts.len() > 1 && !self.exact.load(Ordering::Relaxed) && self.many_through_pid(parts, direction) {
+            if parts.len() >= FEW && !self.exact.load(Ordering::Relaxed) && self.many_through_pid(parts, direction) {
                 return Ok(());
             }
             parts.iter().try_for_each(|(addr, own)| self.copy(*addr, own, direction))
