@@ -5,10 +5,12 @@
 //! Both map BAR 0 and store to it without a trap, so the registers *are* the
 //! mapped page while there is one; [`Engine::turn`] looks at them. Where a
 //! driver may store the same value twice, the register is put back so that the
-//! second store can be seen (`CHANCMD`, and `DMACOUNT` at a suspend). Hardware
-//! arms a halted channel in the instant of a store to `CHAINADDR`; a looker-on
-//! would be late for a driver that reads the state right behind its store, so
-//! after a reset the channel arms itself in [`ARMS_AFTER`].
+//! second store can be seen (`CHANCMD`, and `DMACOUNT` at a reset or suspend).
+//! Hardware changes its state in the instant of a store; a looker-on would be
+//! late for a driver that reads the state right behind its store. So a channel
+//! with nothing to do says that it is suspended, which every driver takes for
+//! "may be started" and "has stopped" alike, and one that a driver has reset
+//! asks to be looked at all the time, as a poll-mode driver looks at its device.
 //!
 //! # What it doesn't do
 //! XOR and P+Q operations, DCA, more than one channel, interrupts by the pin.
@@ -19,7 +21,7 @@ pub mod spec;
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use device::{Device, Io, Nanos, ResetKind, Turn};
+use device::{Device, Io, ResetKind, Turn};
 use iommu::{DmaFault, Session};
 use pci::FunctionSpec;
 use pci::spec::{Bar, BarKind, Msix};
@@ -35,8 +37,6 @@ const XFERCAP_LOG2: u8 = 20;
 /// Descriptors and bytes in a turn.
 const TURN_DESCRIPTORS: usize = 64;
 const TURN_BYTES: usize = 4 << 20;
-/// How long a channel shows that it is halted after a reset.
-const ARMS_AFTER: Nanos = 500_000;
 /// Bytes moved at a time; small enough to stay in the cache.
 const CHUNK: usize = 64 << 10;
 
@@ -52,10 +52,10 @@ pub struct Engine {
     last: u64,
     /// IOVA of the next one; `None`: take it from `CHAINADDR`.
     next: Option<u64>,
-    /// `CHAINADDR` as it was when last taken.
-    taken: u64,
-    /// When a channel that a reset has halted arms itself.
-    arms_at: Option<Nanos>,
+    /// An error has halted the channel.
+    failed: bool,
+    /// A driver has reset the channel and is there to use it.
+    driven: bool,
     buffer: Box<[u8]>,
 }
 
@@ -75,8 +75,8 @@ impl Engine {
             done: 0,
             last: 0,
             next: None,
-            taken: 0,
-            arms_at: None,
+            failed: false,
+            driven: false,
             buffer: vec![0; CHUNK].into(),
         };
         engine.power_on();
@@ -84,8 +84,8 @@ impl Engine {
     }
 
     fn power_on(&mut self) {
-        (self.state, self.done, self.last, self.next, self.taken) = (State::Halted, 0, 0, None, 0);
-        self.arms_at = None;
+        (self.state, self.done, self.last, self.next) = (State::Halted, 0, 0, None);
+        (self.failed, self.driven) = (false, false);
         self.own.fill(0);
         self.own[spec::CHANCNT] = 1;
         self.own[spec::XFERCAP] = XFERCAP_LOG2;
@@ -99,50 +99,48 @@ impl Engine {
         let command = registers.load::<AtomicU8>(spec::CHANCMD);
         if command & spec::CMD_RESET != 0 {
             self.reset_channel(registers);
-            self.arms_at = Some(io.now.saturating_add(ARMS_AFTER));
+            self.driven = true;
             registers.store::<AtomicU8>(spec::CHANCMD, 0);
             return Turn::Busy;
         }
-        let due = self.arms_at.is_some_and(|at| io.now >= at);
-        if self.state == State::Halted && (due || registers.load::<AtomicU64>(spec::CHAINADDR) != 0) {
+        if self.state == State::Halted && !self.failed && registers.load::<AtomicU64>(spec::CHAINADDR) != 0 {
             self.next = None;
             self.set_state(State::Armed, registers);
         }
-        if self.state != State::Halted {
-            self.arms_at = None;
-        }
         let more = self.state != State::Halted && self.run(io, registers);
         if command & spec::CMD_SUSPEND != 0 && !more {
-            // DMACOUNT starts again, so that the next store of any count is seen.
-            registers.store::<AtomicU16>(spec::DMACOUNT, 0);
-            (self.done, self.next) = (0, None);
+            self.forget_count(registers);
             if self.state != State::Halted {
                 self.set_state(State::Suspended, registers);
             }
             registers.store::<AtomicU8>(spec::CHANCMD, 0);
             return Turn::Busy;
         }
-        match self.arms_at {
-            _ if more || before != (self.state, self.done) => Turn::Busy,
-            Some(at) => Turn::Until(at),
-            None => Turn::Idle,
+        if more || before != (self.state, self.done) {
+            Turn::Busy
+        } else if self.driven {
+            Turn::Until(io.now)
+        } else {
+            Turn::Idle
         }
     }
 
     fn reset_channel(&mut self, registers: Registers<'_>) {
-        (self.done, self.next) = (0, None);
-        registers.store::<AtomicU16>(spec::DMACOUNT, 0);
+        self.forget_count(registers);
         registers.store::<AtomicU32>(spec::CHANERR, 0);
-        // A driver stores the reset and a new chain back to back: a chain that
-        // was not taken yet is that new one.
-        let chain = registers.load::<AtomicU64>(spec::CHAINADDR);
-        if chain != 0 && chain == self.taken {
-            registers.replace(spec::CHAINADDR, chain, 0);
-        }
-        self.taken = 0;
         self.last = 0;
-        let armed = registers.load::<AtomicU64>(spec::CHAINADDR) != 0;
-        self.set_state(if armed { State::Armed } else { State::Halted }, registers);
+        // After an error a driver has given the rest of its chain, and waits
+        // until that is taken.
+        let state = if self.failed { State::Armed } else { State::Suspended };
+        self.failed = false;
+        self.set_state(state, registers);
+    }
+
+    /// `DMACOUNT` starts again at 0, so that the next store of any count is
+    /// seen. A count that was not run yet came behind the command: it stays.
+    fn forget_count(&mut self, registers: Registers<'_>) {
+        registers.replace(spec::DMACOUNT, self.done, 0);
+        (self.done, self.next) = (0, None);
     }
 
     fn set_state(&mut self, state: State, registers: Registers<'_>) {
@@ -165,10 +163,7 @@ impl Engine {
             if descriptors == TURN_DESCRIPTORS || bytes >= TURN_BYTES {
                 return true;
             }
-            let at = self.next.unwrap_or_else(|| {
-                self.taken = registers.load::<AtomicU64>(spec::CHAINADDR);
-                self.taken
-            });
+            let at = self.next.unwrap_or_else(|| registers.load::<AtomicU64>(spec::CHAINADDR));
             match self.descriptor(io, at, registers, wanted) {
                 Ok(descriptor) => {
                     self.next = Some(descriptor.next);
@@ -180,7 +175,7 @@ impl Engine {
                     registers.store::<AtomicU32>(spec::CHANERR, errors);
                     registers.store::<AtomicU64>(spec::CHAINADDR, 0);
                     registers.store::<AtomicU16>(spec::DMACOUNT, 0);
-                    (self.done, self.next, self.taken, self.arms_at) = (0, None, 0, None);
+                    (self.done, self.next, self.failed) = (0, None, true);
                     self.set_state(State::Halted, registers);
                     io.interrupts.message(0);
                     return false;
@@ -188,6 +183,7 @@ impl Engine {
             }
             descriptors += 1;
         }
+        self.set_state(State::Suspended, registers);
         false
     }
 
@@ -282,8 +278,8 @@ impl Registers<'_> {
     }
 
     /// Stores `new` if the register still holds `old`.
-    fn replace(self, offset: usize, old: u64, new: u64) {
-        if let Ok(register) = self.0.get_atomic_ref::<AtomicU64>(offset) {
+    fn replace(self, offset: usize, old: u16, new: u16) {
+        if let Ok(register) = self.0.get_atomic_ref::<AtomicU16>(offset) {
             // Lost to the program's own store: that one counts.
             let _ = register.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire);
         }
