@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! An Intel I/OAT DMA engine (CB 3.3) with one channel: the smallest device
-//! that both Linux's VFIO selftests and DPDK's `dma_ioat` drive.
+//! that a driver of DPDK (`dma_ioat`) takes.
 //!
-//! Both map BAR 0 and store to it without a trap, so the registers *are* the
+//! It maps BAR 0 and stores to it without a trap, so the registers *are* the
 //! mapped page while there is one; [`Engine::turn`] looks at them. Where a
 //! driver may store the same value twice, the register is put back so that the
 //! second store can be seen (`CHANCMD`, and `DMACOUNT` at a reset or suspend).
@@ -15,7 +15,9 @@
 //! # What it doesn't do
 //! XOR and P+Q operations, DCA, more than one channel, interrupts by the pin.
 //! `CHANERR` of a mapped page is cleared by a reset of the channel: a store of
-//! the value that is already there cannot be seen.
+//! the value that is already there cannot be seen. A driver that reads the
+//! state within nanoseconds of its store, as that of Linux's VFIO selftests
+//! does, is too quick for a mapped page.
 
 pub mod spec;
 
