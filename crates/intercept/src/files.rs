@@ -21,7 +21,6 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, Stat};
 use rustix::io::Errno;
 
-use crate::closes;
 use crate::ints::IntSet;
 use crate::listener::last_errno;
 
@@ -43,8 +42,6 @@ pub(crate) struct Files {
     /// Inodes on which something was closed whose lock was not gone yet:
     /// Linux queues the event a moment before it drops the lock.
     settling: Vec<InodeId>,
-    /// Whether this thread is told of closes, so that nobody need look.
-    told: bool,
 }
 
 #[derive(Debug)]
@@ -65,7 +62,6 @@ impl Files {
             watches: HashMap::new(),
             open: IntSet::default(),
             settling: Vec::new(),
-            told: false,
         })
     }
 
@@ -126,25 +122,6 @@ impl Files {
             [file] => Some(*file),
             many => many.iter().copied().find(|file| locked(*file)),
         }
-    }
-
-    /// Has the calling thread told of closes; only it may ask
-    /// [`may_have_closed`](Self::may_have_closed) then.
-    pub(crate) fn begin_telling(&mut self) -> Result<(), Errno> {
-        self.told = closes::begin(self.inotify.as_fd())?;
-        Ok(())
-    }
-
-    /// Undoes [`begin_telling`](Self::begin_telling).
-    pub(crate) fn end_telling(&mut self) {
-        if std::mem::take(&mut self.told) {
-            closes::end(self.inotify.as_fd());
-        }
-    }
-
-    /// Whether [`take_closed`](Self::take_closed) may find something.
-    pub(crate) fn may_have_closed(&self) -> bool {
-        !self.told || closes::take() || self.is_settling()
     }
 
     /// Takes the files that were closed since the last call. Cheap when there

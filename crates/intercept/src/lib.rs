@@ -47,7 +47,6 @@
 mod bpf;
 mod calls;
 mod child;
-mod closes;
 mod error;
 mod events;
 mod farm;

@@ -106,13 +106,7 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
         let side = builder
             .spawn_scoped(scope, || side.work())
             .map_err(|source| Error::Os { what: "starting a thread", source })?;
-        // Without it every call looks: slower, and as right.
-        let told = if options.whole_process { shared.lock().files.begin_telling() } else { Ok(()) };
-        if let Err(errno) = told {
-            tracing::debug!(target: "vfuse::run", %errno, "closes are looked for at each call");
-        }
         shared.serve();
-        shared.lock().files.end_telling();
         shared.served.store(true, Ordering::Release);
         match side.join() {
             Ok(Ok(verdict)) => Ok(verdict),

@@ -80,7 +80,7 @@ impl Shared {
         let start = watched.then(Instant::now);
         let mut state = self.lock();
         let transfer = transfer_of(n.nr);
-        if transfer.is_none() && state.files.may_have_closed() {
+        if transfer.is_none() {
             // A file closed before this call is closed for this call. (Data
             // transfers name their device by offset; they need not ask.)
             state.release_closed();
