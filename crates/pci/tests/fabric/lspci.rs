@@ -21,7 +21,8 @@ fn lspci(dump: &str, options: &[&str]) -> String {
 fn every_capability_is_understood() {
     let mut fabric = mixed();
     fabric.enable_vfs(at("05:00.0"), 2).unwrap();
-    let text = lspci(&fabric.hex_dump(), &["-vvv", "-D", "-n"]);
+    // pciutils before 3.11 wrote the message number so.
+    let text = lspci(&fabric.hex_dump(), &["-vvv", "-D", "-n"]).replace(", IntMsgNum 0", ", MSI 00");
     for bad in ["<chain", "<access denied", "<unreadable", "Extended Capability ID", "] #", "[broken", "malformed"] {
         assert!(!text.contains(bad), "{bad} in:\n{text}");
     }
