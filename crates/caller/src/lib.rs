@@ -11,6 +11,10 @@ use device::Event;
 use iommu::Memory;
 use uapi::Errno;
 
+mod mm;
+
+pub use mm::{ClientFile, Mm, Readiness, UserId};
+
 /// An open file of the pretend kernel. Ids are never reused in a lab's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId(pub u64);
@@ -78,6 +82,28 @@ pub trait Caller {
 
     /// Whose memory it is.
     fn process(&self) -> ProcessId;
+
+    /// Its memory, to hold on to after the call.
+    fn mm(&self) -> Result<Arc<dyn Mm>, Errno>;
+
+    /// Its open file `fd` as memory for devices: `EBADF` if not open. Whether
+    /// it can be pinned shows when it is.
+    fn client_file(&self, fd: i32) -> Result<Arc<dyn ClientFile>, Errno>;
+
+    /// A new descriptor, close-on-exec, for a file of ours that has no more
+    /// than requests: `EMFILE`.
+    fn new_handle(&self, file: FileId) -> Result<i32, Errno>;
+
+    /// A new descriptor, close-on-exec, for a file of ours that is read,
+    /// written and polled: `EMFILE`.
+    fn new_queue(&self, file: FileId) -> Result<(i32, Arc<dyn Readiness>), Errno>;
+
+    /// Closes a descriptor that [`new_handle`](Self::new_handle) or
+    /// [`new_queue`](Self::new_queue) gave in the same call.
+    fn close(&self, fd: i32);
+
+    /// Whether any program has a page of the range of our file mapped.
+    fn is_mapped(&self, file: FileId, offset: u64, len: u64) -> bool;
 }
 
 /// First address that no program has (x86-64 with four-level tables; what

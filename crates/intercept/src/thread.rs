@@ -91,6 +91,28 @@ impl Caller for Thread<'_> {
     fn process(&self) -> ProcessId {
         self.process.id()
     }
+
+    fn mm(&self) -> Result<Arc<dyn caller::Mm>, Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn client_file(&self, _fd: i32) -> Result<Arc<dyn caller::ClientFile>, Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn new_handle(&self, _file: FileId) -> Result<i32, Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn new_queue(&self, _file: FileId) -> Result<(i32, Arc<dyn caller::Readiness>), Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn close(&self, _fd: i32) {}
+
+    fn is_mapped(&self, _file: FileId, _offset: u64, _len: u64) -> bool {
+        false
+    }
 }
 
 impl Thread<'_> {

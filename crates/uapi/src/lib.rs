@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod errno;
+pub mod iommufd;
 pub mod region;
 pub mod vfio;
 

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the core holds on to after a call: a program's memory, a file of its,
+//! and whether a queue has something to read.
+
+use std::fmt::Debug;
+
+use uapi::Errno;
+
+use crate::{Pinned, ProcessId};
+
+/// A user, as locked memory is counted: the real user id of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserId(pub u32);
+
+/// A program's memory, as Linux's reference to an mm. After the program's end
+/// or exec every access is `EFAULT`.
+pub trait Mm: Send + Sync + Debug {
+    /// Whose memory it is.
+    fn process(&self) -> ProcessId;
+
+    /// Who pays for it where users are counted.
+    fn user(&self) -> UserId;
+
+    /// `RLIMIT_MEMLOCK` of the program in bytes; `u64::MAX` for none.
+    fn memlock_limit(&self) -> u64;
+
+    /// Copies from it: `EFAULT`.
+    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Errno>;
+
+    /// Copies to it: `EFAULT`.
+    fn write(&self, addr: u64, buf: &[u8]) -> Result<(), Errno>;
+
+    /// Makes `len` bytes at `vaddr` reachable for devices: `EFAULT` if a page
+    /// is not mapped or (with `write`) not writable.
+    fn pin(&self, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno>;
+}
+
+/// A file of a program, as memory for devices. Stays open.
+pub trait ClientFile: Send + Sync + Debug {
+    /// Makes `len` bytes from `start` on reachable for devices: `EINVAL` if it
+    /// is no file in memory (memfd, tmpfs, hugetlbfs) or ends before.
+    fn pin(&self, start: u64, len: u64) -> Result<Pinned, Errno>;
+}
+
+/// Whether reading a queue's file gives something; what `poll` shows.
+pub trait Readiness: Send + Sync + Debug {
+    /// There is something to read, or no more.
+    fn set_readable(&self, on: bool);
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The rules of iommufd: everything behind `/dev/iommu`.
+//!
+//! [`Iommufd`] is the whole subsystem. A program's open file is a [`Context`]
+//! (`context`) of objects with ids (`ids`); `envelope` is how structures are
+//! passed, `dispatch` says which request means what.
+#![forbid(unsafe_code)]
+
+mod context;
+mod dispatch;
+mod envelope;
+mod ids;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use caller::{Caller, FileId, FileIds, Platform, Reply};
+use uapi::Errno;
+
+use context::Context;
+pub use context::ContextId;
+pub use ids::{Kind, ObjectId};
+
+/// What the lab's IOMMU can do, and what Linux takes as options.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Offers `IOMMU_TEST_CMD` and the mock IOMMU behind it.
+    pub selftest: bool,
+}
+
+/// What a call may use besides its own arguments.
+pub struct Call<'a> {
+    /// Who calls.
+    pub caller: &'a dyn Caller,
+    /// Where ids of new files come from.
+    pub files: &'a mut FileIds,
+}
+
+/// What an open file of the subsystem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Open {
+    /// `/dev/iommu`, or `/dev/vfio/vfio` where iommufd serves it.
+    Context(ContextId),
+    /// A fault queue's or event queue's, or one that the selftest made. Keeps the context.
+    Object(ContextId, ObjectId),
+}
+
+/// The iommufd subsystem.
+#[derive(Debug)]
+pub struct Iommufd {
+    options: Options,
+    platform: Arc<dyn Platform>,
+    contexts: BTreeMap<ContextId, Context>,
+    files: BTreeMap<FileId, Open>,
+    last_context: u64,
+}
+
+impl Iommufd {
+    /// The subsystem as after loading its module.
+    #[must_use]
+    pub fn new(platform: Arc<dyn Platform>, options: Options) -> Iommufd {
+        Iommufd { options, platform, contexts: BTreeMap::new(), files: BTreeMap::new(), last_context: 0 }
+    }
+
+    /// `open("/dev/iommu")`; `vfio` if it was `/dev/vfio/vfio` (IOMMUFD-1.1).
+    pub fn open(&mut self, file: FileId, vfio: bool) {
+        self.last_context += 1;
+        let id = ContextId(self.last_context);
+        self.contexts.insert(id, Context::new(vfio));
+        self.files.insert(file, Open::Context(id));
+    }
+
+    /// The context behind a descriptor of `/dev/iommu`.
+    #[must_use]
+    pub fn context(&self, file: FileId) -> Option<ContextId> {
+        match self.files.get(&file)? {
+            Open::Context(id) => Some(*id),
+            Open::Object(..) => None,
+        }
+    }
+
+    /// `ioctl`; `ENOTTY` on files that are no `/dev/iommu`.
+    pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, call: &mut Call<'_>) -> Result<Reply, Errno> {
+        let context = self.context(file).ok_or(Errno::ENOTTY)?;
+        self.dispatch(context, request, arg, call)
+    }
+
+    /// The last descriptor and mapping of a file are gone.
+    pub fn release(&mut self, file: FileId) {
+        match self.files.remove(&file) {
+            Some(Open::Context(id)) => self.put_context(id),
+            Some(Open::Object(id, _)) => self.put_context(id),
+            None => {}
+        }
+    }
+}
