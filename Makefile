@@ -3,6 +3,7 @@
 
 export PATH := $(CURDIR)/build/tools/bin:$(PATH)
 SEEDS ?= 1000
+TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: help demo test build lint fmt doc install bench conformance sim fuzz miri
 
@@ -15,7 +16,8 @@ demo: ## a client, what the device saw, the result: in a minute
 
 test: install build lint ## everything that CI runs; the last line counts the tests
 	cargo test --workspace --doc --quiet
-	cargo nextest run --workspace
+	@rm -rf $(TARGET_DIR)/selftests target/nextest
+	cargo nextest run --workspace; status=$$?; cargo run --quiet -p xtask -- selftests && exit $$status
 
 install: ## what the tests need: Debian packages, Linux's selftests, a guest
 	@scripts/install test

@@ -24,20 +24,32 @@ impl HugePages {
     /// If it cannot have them.
     #[must_use]
     pub fn reserve(count: u64) -> HugePages {
+        HugePages::try_reserve(count).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// Sees to it that the machine has this many.
+    ///
+    /// # Errors
+    /// Why it cannot have them.
+    pub fn try_reserve(count: u64) -> Result<HugePages, String> {
         let pages = HugePages { before: read() };
         if pages.before < count {
-            write(count);
+            write(count)?;
             let now = read();
-            assert!(now >= count, "only {now} of {count} huge pages of 2 MiB: memory is too full or too scattered");
+            if now < count {
+                return Err(format!("only {now} of {count} huge pages of 2 MiB: memory is too full or too scattered"));
+            }
         }
-        pages
+        Ok(pages)
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        if read() != self.before {
-            write(self.before);
+        if read() != self.before
+            && let Err(why) = write(self.before)
+        {
+            eprintln!("huge pages were not given back: {why}");
         }
     }
 }
@@ -46,8 +58,9 @@ fn read() -> u64 {
     fs::read_to_string(COUNT).ok().and_then(|text| text.trim().parse().ok()).expect("a kernel with huge pages")
 }
 
-fn write(count: u64) {
+fn write(count: u64) -> Result<(), String> {
     let mut command: Command = Way::RootNamespaces.command("sysctl");
     command.arg(format!("vm.nr_hugepages={count}"));
-    run_child(command, Duration::from_secs(30)).succeeded();
+    let outcome = run_child(command, Duration::from_secs(30));
+    if outcome.status.success() { Ok(()) } else { Err(format!("cannot set {COUNT}: {}", outcome.text.trim())) }
 }

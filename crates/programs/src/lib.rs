@@ -10,12 +10,14 @@
 mod child;
 mod guest;
 mod hugepages;
+mod kselftest;
 mod place;
 mod run;
 
 pub use child::{Outcome, run_child};
 pub use guest::{Guest, GuestReport, TestDisk};
 pub use hugepages::HugePages;
+pub use kselftest::{Expected, Report, Verdict, selftest};
 pub use place::{Place, build_file, need_program, vfuse_binary};
 pub use run::{Vfuse, Way};
 

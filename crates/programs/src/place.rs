@@ -20,6 +20,12 @@ pub fn vfuse_binary() -> PathBuf {
     binary
 }
 
+/// Cargo's target directory, that of this test.
+pub(crate) fn target_directory() -> PathBuf {
+    let test = env::current_exe().expect("a test has a path");
+    test.ancestors().nth(3).expect("tests lie in target/PROFILE/deps").to_owned()
+}
+
 /// A file below `build/`.
 ///
 /// # Panics

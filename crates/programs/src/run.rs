@@ -38,6 +38,17 @@ impl Way {
         }
     }
 
+    /// What the way is called in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::RootNamespaces => "root-namespaces",
+            Way::RootPaths => "root-paths",
+            Way::NobodyUserns => "nobody-userns",
+            Way::NobodyPaths => "nobody-paths",
+        }
+    }
+
     /// Whether the program runs as root.
     #[must_use]
     pub fn is_root(self) -> bool {
@@ -119,12 +130,19 @@ impl Vfuse {
         self
     }
 
+    /// Runs in the lab of this description; the lab has only its devices and
+    /// those that are added.
+    #[must_use]
+    pub fn lab(self, text: &str) -> Vfuse {
+        let lab = self.place.write("lab.toml", text.as_bytes());
+        self.options([OsStr::new("--lab"), lab.as_os_str()])
+    }
+
     /// Lets the program map more memory for DMA than the 8 MiB that a user may
     /// usually lock. The lab has only the devices that are added.
     #[must_use]
     pub fn locks_memory(self) -> Vfuse {
-        let lab = self.place.write("locks-memory.toml", b"[vfio]\nunlimited_memlock = true\n");
-        self.options([OsStr::new("--lab"), lab.as_os_str()])
+        self.lab("[vfio]\nunlimited_memlock = true\n")
     }
 
     /// The command, not yet started.

@@ -3,12 +3,14 @@
 #![forbid(unsafe_code)]
 
 mod conformance;
+mod selftests;
 
 use anyhow::{Result, bail};
 
 fn main() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("conformance") => conformance::report(),
-        other => bail!("unknown chore {other:?}; there is: conformance"),
+        Some("selftests") => selftests::report(),
+        other => bail!("unknown chore {other:?}; there are: conformance, selftests"),
     }
 }
