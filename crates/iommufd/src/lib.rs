@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod context;
+mod device;
 mod dispatch;
 mod envelope;
+mod fault;
 mod ids;
 
 use std::collections::BTreeMap;
@@ -19,6 +21,8 @@ use uapi::Errno;
 
 use context::Context;
 pub use context::ContextId;
+pub use device::{Binding, DeviceProperties};
+pub use fault::{FaultCookies, PageRequest, PageResponder, PageResponse, PageResponseCode};
 pub use ids::{Kind, ObjectId};
 
 /// What the lab's IOMMU can do, and what Linux takes as options.
@@ -26,6 +30,8 @@ pub use ids::{Kind, ObjectId};
 pub struct Options {
     /// Offers `IOMMU_TEST_CMD` and the mock IOMMU behind it.
     pub selftest: bool,
+    /// How the answers to page requests are told apart.
+    pub fault_cookies: FaultCookies,
 }
 
 /// What a call may use besides its own arguments.
