@@ -68,7 +68,7 @@ fn compare(kind: &str, mut bare: impl FnMut((i32, u64), u64) -> Result<()>) -> R
     let (last, prot) = (IOVA + (LOOKED_AT as u64 - 1), Prot::READ | Prot::WRITE);
     space.map(Mapping { first: IOVA, last, prot, memory: pinned.memory, offset: pinned.offset, tag: 0 })?;
     let requester = Requester::new();
-    requester.attach(Some(Arc::clone(&space)));
+    requester.attach(Some(Arc::clone(&space).into()));
     requester.set_bus_master(true);
 
     let mut to = vec![0u8; LEN];

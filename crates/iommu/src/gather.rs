@@ -55,6 +55,7 @@ impl Gather<'_, '_> {
                 return Err(self.session.refuse(DmaFault { iova: at, access, reason: FaultReason::Memory }));
             }
             let run = left.min(usize::try_from(hit.last - at).unwrap_or(usize::MAX).saturating_add(1));
+            self.session.mark(&hit, at, run, access);
             self.places.push(Place { memory: hit.memory, offset: hit.offset(at), len: run });
             left -= run;
             at = at.wrapping_add(run as u64);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What an IOMMU is: address spaces, who is attached to them, translation on
-//! the DMA path, and the fence that makes an unmap final.
+//! the DMA path, what was written there, and the fence that makes an unmap final.
 //!
 //! # How it is built
 //!
@@ -22,36 +22,44 @@
 //! An access that is refused is logged, in bounds, and returned: as a device
 //! sees it, a master abort.
 //!
+//! What a requester is attached to is a [`Domain`]: a space, which several
+//! domains may share, and perhaps a [`DirtyLog`] of what is written and a table
+//! of the program's own that addresses go through first ([`Nested`]).
+//!
 //! # What it doesn't implement
 //!
 //! - **PASIDs** beyond an attachment each ([`Requester::attach_pasid`]).
-//! - **Dirty tracking.** Its bit maps would hang on the [`AddressSpace`] by
-//!   IOVA and be marked in `Session::segments`, where a write is known; since
-//!   [`AddressSpace::unmap`] tells of what it removed after the fence, the
-//!   bits are final then.
-//! - **Nested domains.** A port would hold two spaces, and `State::look_up`
-//!   walk the program's table and then ours before it remembers the result;
-//!   an invalidation is a fence.
 //! - **Page requests.** `State::look_up` is the one place that finds nothing
-//!   mapped. A device that can wait ends its session first: a page request
-//!   must not be waited for within one, as the answer may unmap.
+//!   mapped, and [`FaultReason::is_recoverable`] says what could be asked for.
+//!   A device that can wait ends its session first: a page request must not be
+//!   waited for within one, as the answer may unmap.
 #![forbid(unsafe_code)]
 
 mod arena;
+mod chunk;
+mod dirty;
+mod domain;
 mod gather;
 mod mapping;
+mod marks;
 mod memories;
 mod memory;
+mod nested;
 mod port;
+mod ports;
+mod reach;
 mod requester;
 mod session;
 mod space;
 mod sync;
 mod table;
 
+pub use dirty::DirtyLog;
+pub use domain::Domain;
 pub use gather::{Gather, Places};
 pub use mapping::{MapError, Mapping, Prot};
-pub use memory::{Memory, MemoryFault, Segment};
+pub use memory::{Memory, MemoryFault, PageId, Segment};
+pub use nested::{Nested, Stage1, Stage1Page, Tables};
 pub use requester::{Access, DmaFault, FaultReason, Requester};
 pub use session::{Session, Translation};
 pub use space::AddressSpace;

@@ -29,6 +29,22 @@ pub trait Memory: Send + Sync + Debug {
     fn write_many(&self, parts: &[(u64, VolatileSlice<'_>)]) -> Result<(), MemoryFault> {
         parts.iter().try_for_each(|(offset, from)| self.write(*offset, from))
     }
+
+    /// Which byte this is, where that can be told.
+    fn identity(&self, offset: u64) -> Option<PageId> {
+        let _ = offset;
+        None
+    }
+}
+
+/// A byte of memory by what it is, not by how it is reached: the same byte has
+/// the same identity through any memory and mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageId {
+    /// What it belongs to: a file (device and inode), or a process.
+    pub object: u128,
+    /// Offset in the file, or address in the process.
+    pub offset: u64,
 }
 
 /// The memory behind a mapping is gone (its owner died, exec'd or truncated it).

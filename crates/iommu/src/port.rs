@@ -12,14 +12,15 @@
 //!   before the fence: the mapping is gone.
 //!
 //! Since the fence has the place to itself, it also throws out what the place
-//! remembers (translations, memories, the space). So nothing of it has to be
+//! remembers (translations, memories, the domain). So nothing of it has to be
 //! checked during a session, and memory that was unmapped is let go at once.
 
 use std::sync::Arc;
 
+use crate::marks::Marks;
+use crate::reach::Reach;
 use crate::sync::{AtomicU32, Mutex, MutexGuard, OnceLock, Ordering, lock, pass, try_lock, visit};
-use crate::table::Entry;
-use crate::{AddressSpace, FaultReason, Memory, Prot};
+use crate::{Access, DirtyLog, Domain, FaultReason, Memory, Prot};
 
 /// One attachment of a requester: that of its RID, or of a PASID.
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ pub(crate) struct Port {
     /// What new places start with. Held for moments only. Whoever adds a place
     /// holds it, and whoever fences has held it: so either the fence sees the
     /// place, or the place's sessions see what was done before the fence.
-    space: Mutex<Option<Arc<AddressSpace>>>,
+    domain: Mutex<Option<Domain>>,
     first: Worker,
 }
 
@@ -50,14 +51,15 @@ const HITS: usize = 16;
 /// What a session has.
 #[derive(Debug)]
 pub(crate) struct State {
-    space: Option<Arc<AddressSpace>>,
+    domain: Option<Domain>,
     /// Whether there may be something in `hits`.
     warm: bool,
     /// Where the last one used stands among the hits.
     latest: usize,
     hits: [Hit; HITS],
-    /// By number; filled as they are used.
-    memories: Vec<Option<Arc<dyn Memory>>>,
+    reach: Reach,
+    /// Where the domain has a log that is on.
+    marks: Option<Box<Marks>>,
 }
 
 /// A translation.
@@ -67,16 +69,19 @@ pub(crate) struct Hit {
     pub(crate) last: u64,
     /// Offset in the memory less IOVA.
     distance: u64,
+    /// Address in the space less IOVA: 0 unless there is a stage 1.
+    nested: u64,
     pub(crate) memory: u32,
     pub(crate) prot: Prot,
 }
 
 /// Covers nothing.
-const MISS: Hit = Hit { first: 1, last: 0, distance: 0, memory: 0, prot: Prot::empty() };
+const MISS: Hit = Hit { first: 1, last: 0, distance: 0, nested: 0, memory: 0, prot: Prot::empty() };
 
 impl Default for State {
     fn default() -> State {
-        State { space: None, warm: false, latest: 0, hits: [MISS; HITS], memories: Vec::new() }
+        let reach = Reach::default();
+        State { domain: None, warm: false, latest: 0, hits: [MISS; HITS], reach, marks: None }
     }
 }
 
@@ -100,28 +105,40 @@ impl Port {
 
     #[cold]
     fn grow<'a>(&self, worker: &'a Worker) -> &'a Worker {
-        let space = lock(&self.space);
+        let domain = lock(&self.domain);
         worker.next.get_or_init(|| {
-            let state = State { space: space.clone(), ..State::default() };
+            let mut state = State::default();
+            state.enter(domain.as_ref());
             Box::new(Worker { state: Mutex::new(state), ..Worker::default() })
         })
     }
 
-    /// Attaches to `space` or to nothing. On return no session uses the old one.
-    pub(crate) fn attach(self: &Arc<Port>, space: Option<Arc<AddressSpace>>) {
+    /// Attaches to `domain` or to nothing. On return no session uses the old one.
+    pub(crate) fn attach(self: &Arc<Port>, domain: Option<Domain>) {
         let _turn = lock(&self.turn);
-        if lock(&self.space).as_ref().map(Arc::as_ptr) == space.as_ref().map(Arc::as_ptr) {
+        let old = lock(&self.domain).clone();
+        if match (&old, &domain) {
+            (Some(old), Some(new)) => old.is(new),
+            (old, new) => old.is_none() && new.is_none(),
+        } {
             return;
         }
-        if let Some(space) = &space {
-            space.add_port(self);
+        if let Some(domain) = &domain {
+            domain.add_port(self);
         }
-        let old = std::mem::replace(&mut *lock(&self.space), space.clone());
-        self.each(&mut |state| {
-            state.flush();
-            state.memories = Vec::new();
-            state.space.clone_from(&space);
-        });
+        lock(&self.domain).clone_from(&domain);
+        let change = |hand_over: &mut dyn FnMut(&mut Marks)| {
+            self.each(&mut |state| {
+                if let Some(mut marks) = state.marks.take() {
+                    hand_over(&mut marks);
+                }
+                state.enter(domain.as_ref());
+            });
+        };
+        match old.as_ref().and_then(|old| old.log.as_ref()) {
+            Some(log) => log.leave(change),
+            None => change(&mut |_| ()),
+        }
         if let Some(old) = old {
             old.remove_port(self);
         }
@@ -130,15 +147,30 @@ impl Port {
     /// Waits for the sessions open now; makes later ones forget all
     /// translations and the memories numbered in `dead`.
     pub(crate) fn fence(&self, dead: &[u32]) {
-        pass(&self.space);
-        self.each(&mut |state| {
+        self.visit(&mut |state| {
             state.flush();
             for number in dead {
-                if let Some(memory) = state.memories.get_mut(*number as usize) {
-                    *memory = None;
+                state.reach.forget(*number);
+            }
+        });
+    }
+
+    /// Waits for the sessions open now; makes later ones forget what they know
+    /// of the addresses.
+    pub(crate) fn invalidate(&self, first: u64, last: u64) {
+        self.visit(&mut |state| {
+            for hit in &mut state.hits {
+                if hit.first <= last && first <= hit.last {
+                    *hit = MISS;
                 }
             }
         });
+    }
+
+    /// Waits for the sessions open now, and has each place to itself.
+    pub(crate) fn visit(&self, change: &mut dyn FnMut(&mut State)) {
+        pass(&self.domain);
+        self.each(change);
     }
 
     fn each(&self, change: &mut dyn FnMut(&mut State)) {
@@ -161,6 +193,12 @@ impl Hit {
     pub(crate) fn offset(&self, iova: u64) -> u64 {
         iova.wrapping_add(self.distance)
     }
+
+    /// Address in the space of the byte at `iova`.
+    #[inline]
+    fn address(&self, iova: u64) -> u64 {
+        iova.wrapping_add(self.nested)
+    }
 }
 
 impl State {
@@ -177,33 +215,96 @@ impl State {
     }
 
     /// Translates `iova` and remembers the result.
-    #[inline]
-    pub(crate) fn look_up(&mut self, iova: u64) -> Result<Hit, FaultReason> {
-        let space = self.space.as_ref().ok_or(FaultReason::Blocked)?;
-        let Entry { first, last, offset, memory, prot, .. } = space.translate(iova).ok_or(FaultReason::NotMapped)?;
-        if self.memory(memory).is_none() {
-            self.learn(memory);
-        }
-        let hit = Hit { first, last, distance: offset.wrapping_sub(first), memory, prot };
+    ///
+    /// A device that can wait for a page (PRI) would be told of a recoverable
+    /// [`FaultReason`] from here. It ends its session before it asks for the
+    /// page: the answer may unmap, which waits for sessions.
+    pub(crate) fn look_up(&mut self, iova: u64, access: Access) -> Result<Hit, FaultReason> {
+        let domain = self.domain.as_ref().ok_or(FaultReason::Blocked)?;
+        let hit = match &domain.stage1 {
+            None => {
+                let entry = self.reach.find(&domain.space, iova)?;
+                Hit {
+                    first: entry.first,
+                    last: entry.last,
+                    distance: entry.offset.wrapping_sub(entry.first),
+                    nested: 0,
+                    memory: entry.memory,
+                    prot: entry.prot,
+                }
+            }
+            Some(stage1) => {
+                let mut tables = self.reach.tables(&domain.space, self.marks.as_deref_mut());
+                let page = stage1.walk(iova, access, &mut tables)?;
+                let nested = page.output.wrapping_sub(page.first);
+                let entry = self.reach.find(&domain.space, iova.wrapping_add(nested))?;
+                Hit {
+                    // As much as both tables hold for. A page does not wrap.
+                    first: page.first.max(entry.first.max(page.output).wrapping_sub(nested)),
+                    last: page.last.min(entry.last.min(page.output + (page.last - page.first)).wrapping_sub(nested)),
+                    distance: entry.offset.wrapping_sub(entry.first).wrapping_add(nested),
+                    nested,
+                    memory: entry.memory,
+                    prot: entry.prot & page.prot,
+                }
+            }
+        };
+        self.latest = place(iova);
         self.hits[place(iova)] = hit;
         self.warm = true;
         Ok(hit)
     }
 
+    /// Whether the rights of a remembered translation may have grown.
+    #[inline]
+    pub(crate) fn may_allow(&self) -> bool {
+        self.domain.as_ref().is_some_and(|domain| domain.stage1.is_some())
+    }
+
+    /// Notes that `len` bytes at `iova`, at least one and all in `hit`, are
+    /// written by this session.
+    #[inline]
+    pub(crate) fn mark(&mut self, hit: &Hit, iova: u64, len: usize) {
+        if let Some(marks) = &mut self.marks {
+            let address = hit.address(iova);
+            marks.mark(address, address + (len as u64 - 1));
+        }
+    }
+
+    /// Notes that `iova` is written by this session; up to where that holds.
+    #[inline]
+    pub(crate) fn mark_granule(&mut self, hit: &Hit, iova: u64) -> u64 {
+        let Some(marks) = &mut self.marks else { return hit.last };
+        let address = hit.address(iova);
+        marks.mark(address, address);
+        hit.last.min(iova.saturating_add(!address & marks.within()))
+    }
+
     /// The memory of a remembered translation.
     #[inline]
     pub(crate) fn memory(&self, number: u32) -> Option<&dyn Memory> {
-        self.memories.get(number as usize)?.as_deref()
+        self.reach.memory(number)
     }
 
-    #[cold]
-    fn learn(&mut self, number: u32) {
-        let memory = self.space.as_ref().and_then(|space| space.memory(number));
-        let number = number as usize;
-        if self.memories.len() <= number {
-            self.memories.resize(number + 1, None);
-        }
-        self.memories[number] = memory;
+    pub(crate) fn uses_log(&self, log: &DirtyLog) -> bool {
+        let used = self.domain.as_ref().and_then(|domain| domain.log.as_deref());
+        used.is_some_and(|used| std::ptr::eq(used, log))
+    }
+
+    pub(crate) fn marks_mut(&mut self) -> Option<&mut Marks> {
+        self.marks.as_deref_mut()
+    }
+
+    pub(crate) fn set_marks(&mut self, marks: Option<Box<Marks>>) {
+        self.marks = marks;
+    }
+
+    /// Starts anew in another domain.
+    fn enter(&mut self, domain: Option<&Domain>) {
+        self.flush();
+        self.reach = Reach::default();
+        self.marks = domain.and_then(Domain::enabled_log).map(|log| log.marks());
+        self.domain = domain.cloned();
     }
 
     fn flush(&mut self) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A device's way into the IOMMU.
 //!
-//! A [`Requester`] belongs to one function. The host attaches it to an
-//! address space and turns bus mastering on and off; the device opens a
+//! A [`Requester`] belongs to one function. The host attaches it to a
+//! [`Domain`] and turns bus mastering on and off; the device opens a
 //! [`Session`] for each piece of work and does its DMA through that.
 //!
 //! Requests without a PASID go by the function's RID; each PASID has an
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::port::Port;
 use crate::sync::{AtomicBool, Mutex, OnceLock, Ordering, lock};
-use crate::{AddressSpace, Session};
+use crate::{Domain, Session};
 
 /// Direction of a device access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,7 +28,7 @@ pub enum Access {
 pub enum FaultReason {
     /// Bus mastering is off: the request never left the function.
     BusMasterOff,
-    /// The requester is attached to no address space.
+    /// The requester is attached to no domain.
     Blocked,
     /// Nothing is mapped there.
     NotMapped,
@@ -36,6 +36,23 @@ pub enum FaultReason {
     Permission,
     /// The memory behind the mapping is gone.
     Memory,
+    /// The program's own table has nothing there.
+    Stage1NotPresent,
+    /// The program's own table gives not the right that the access needs.
+    Stage1Permission,
+    /// The program's own table is not one, or the address is none of its.
+    Stage1Invalid,
+    /// The program's own table lies where it cannot be read.
+    Stage1Unreachable,
+}
+
+impl FaultReason {
+    /// Whether the program can make the access succeed by changing its own
+    /// table: what a page request would be about.
+    #[must_use]
+    pub fn is_recoverable(self) -> bool {
+        matches!(self, FaultReason::Stage1NotPresent | FaultReason::Stage1Permission)
+    }
 }
 
 /// A refused access, as the device sees it: a master abort.
@@ -77,24 +94,25 @@ impl Requester {
         Arc::default()
     }
 
-    /// Attaches to `space`, or blocks all DMA with `None`. Fences the old one.
-    pub fn attach(&self, space: Option<Arc<AddressSpace>>) {
-        self.rid.attach(space);
+    /// Attaches to `domain`, or blocks all DMA with `None`. Fences the old one;
+    /// in between, each session has one or the other.
+    pub fn attach(&self, domain: Option<Domain>) {
+        self.rid.attach(domain);
     }
 
-    /// Attaches a PASID to `space`, or blocks its DMA with `None`. Fences the
+    /// Attaches a PASID to `domain`, or blocks its DMA with `None`. Fences the
     /// old one. Returns whether `pasid` is one (less than 2^20).
-    pub fn attach_pasid(&self, pasid: u32, space: Option<Arc<AddressSpace>>) -> bool {
+    pub fn attach_pasid(&self, pasid: u32, domain: Option<Domain>) -> bool {
         if pasid >= PASIDS {
             return false;
         }
         if let Some(port) = self.pasid(pasid) {
-            port.attach(space);
-        } else if space.is_some() {
+            port.attach(domain);
+        } else if domain.is_some() {
             let chunks = self.pasids.get_or_init(empty);
             let Some(chunk) = chunks.get((pasid / PASID_CHUNK) as usize) else { return false };
             let Some(port) = chunk.get_or_init(empty).get((pasid % PASID_CHUNK) as usize) else { return false };
-            port.get_or_init(Arc::default).attach(space);
+            port.get_or_init(Arc::default).attach(domain);
         }
         true
     }

@@ -36,14 +36,19 @@ impl<'a> Session<'a> {
         Session { requester, state }
     }
 
-    /// Translates one IOVA. A refusal is logged.
+    /// Translates one IOVA. A refusal is logged. Where writes are noted, a
+    /// translation for one does not go beyond its granule, which is dirty then.
     #[inline]
     pub fn translate(&mut self, iova: u64, access: Access) -> Result<Translation<'_>, DmaFault> {
         let hit = self.resolve(iova, access)?;
+        let last = match access {
+            Access::Read => hit.last,
+            Access::Write => self.state.mark_granule(&hit, iova),
+        };
         let Some(memory) = self.state.memory(hit.memory) else {
             return Err(self.refuse(DmaFault { iova, access, reason: FaultReason::Memory }));
         };
-        Ok(Translation { memory, offset: hit.offset(iova), last: hit.last })
+        Ok(Translation { memory, offset: hit.offset(iova), last })
     }
 
     /// The translation of one IOVA. A refusal is logged.
@@ -54,14 +59,25 @@ impl<'a> Session<'a> {
             Access::Write => Prot::WRITE,
         };
         // What is remembered was allowed, and who forbids it makes it forgotten.
-        let hit = match self.state.hit(iova) {
+        let mut hit = match self.state.hit(iova) {
             Some(hit) => hit,
             None => self.look_up(iova, access)?,
         };
+        if !hit.prot.contains(need) && self.state.may_allow() {
+            hit = self.look_up(iova, access)?;
+        }
         if !hit.prot.contains(need) {
             return Err(self.refuse(DmaFault { iova, access, reason: FaultReason::Permission }));
         }
         Ok(hit)
+    }
+
+    /// Notes what is written of a translation.
+    #[inline]
+    pub(crate) fn mark(&mut self, hit: &Hit, iova: u64, len: usize, access: Access) {
+        if access == Access::Write {
+            self.state.mark(hit, iova, len);
+        }
     }
 
     /// Whether a memory that this session has resolved is there.
@@ -88,7 +104,7 @@ impl<'a> Session<'a> {
 
     fn look_up(&mut self, iova: u64, access: Access) -> Result<Hit, DmaFault> {
         let found = match self.requester.is_bus_master() {
-            true => self.state.look_up(iova),
+            true => self.state.look_up(iova, access),
             false => Err(FaultReason::BusMasterOff),
         };
         found.map_err(|reason| refused(self.requester, DmaFault { iova, access, reason }))
@@ -106,12 +122,13 @@ impl<'a> Session<'a> {
     ) -> Result<(), E> {
         let (mut at, mut left) = (iova, len);
         while left > 0 {
-            let Translation { memory, offset, last } = self.translate(at, access)?;
-            let run = left.min(usize::try_from(last - at).unwrap_or(usize::MAX).saturating_add(1));
-            each(match memory.slice(offset, run) {
-                Some(slice) => Segment::Direct(slice),
-                None => Segment::Remote { memory, offset, len: run },
-            })?;
+            let hit = self.resolve(at, access)?;
+            let run = left.min(usize::try_from(hit.last - at).unwrap_or(usize::MAX).saturating_add(1));
+            self.mark(&hit, at, run, access);
+            let Some(segment) = self.segment(hit.memory, hit.offset(at), run) else {
+                return Err(self.refuse(DmaFault { iova: at, access, reason: FaultReason::Memory }).into());
+            };
+            each(segment)?;
             left -= run;
             at = at.wrapping_add(run as u64);
             if at == 0 && left > 0 {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::memories::{Memories, Numbers};
 use crate::port::Port;
+use crate::ports::Ports;
 use crate::sync::{Mutex, MutexGuard, lock, try_lock};
 use crate::table::{Allocator, Entry, Table};
 use crate::{MapError, Mapping, Memory};
@@ -32,7 +33,7 @@ struct Writer {
     numbers: Numbers,
     count: usize,
     /// Attached to the space: who may have a session open.
-    ports: Vec<Arc<Port>>,
+    ports: Ports,
     /// Taken out of the table, not yet fenced.
     removed: Vec<u32>,
     /// Memories that no mapping uses any more.
@@ -192,7 +193,7 @@ impl AddressSpace {
         size_of::<AddressSpace>()
             + writer.allocator.memory_used()
             + writer.numbers.memory_used()
-            + writer.ports.capacity() * size_of::<Arc<Port>>()
+            + writer.ports.memory_used()
             + (writer.removed.capacity() + writer.dead.capacity()) * size_of::<u32>()
     }
 
@@ -209,15 +210,12 @@ impl AddressSpace {
 
     /// From now on fences wait for the sessions of `port`.
     pub(crate) fn add_port(&self, port: &Arc<Port>) {
-        self.lock().ports.push(port.clone());
+        self.lock().ports.add(port);
     }
 
     /// No session of `port` uses the space any more.
     pub(crate) fn remove_port(&self, port: &Arc<Port>) {
-        let mut writer = self.lock();
-        if let Some(at) = writer.ports.iter().position(|other| Arc::ptr_eq(other, port)) {
-            writer.ports.swap_remove(at);
-        }
+        self.lock().ports.remove(port);
     }
 
     fn lock(&self) -> MutexGuard<'_, Writer> {
@@ -250,7 +248,7 @@ impl AddressSpace {
         if writer.removed.is_empty() && writer.dead.is_empty() {
             return;
         }
-        for port in &writer.ports {
+        for port in writer.ports.iter() {
             port.fence(&writer.dead);
         }
         writer.allocator.reuse_nodes();

@@ -73,7 +73,7 @@ fn unmap(space: &AddressSpace, first: u64, last: u64) -> Vec<(u64, u64)> {
 
 fn attached(space: &Arc<AddressSpace>) -> Arc<Requester> {
     let requester = Requester::new();
-    requester.attach(Some(space.clone()));
+    requester.attach(Some(space.clone().into()));
     requester.set_bus_master(true);
     requester
 }
@@ -90,7 +90,7 @@ fn each_refusal_has_its_reason() {
     assert_eq!(read(&requester, 0), Err(FaultReason::BusMasterOff));
     requester.set_bus_master(true);
     assert_eq!(read(&requester, 0), Err(FaultReason::Blocked));
-    requester.attach(Some(space.clone()));
+    requester.attach(Some(space.clone().into()));
     assert_eq!(read(&requester, 0), Err(FaultReason::NotMapped));
     space.map(mapping(&memory, 0, PAGE - 1, Prot::WRITE, 0)).expect("free");
     assert_eq!(read(&requester, 0), Err(FaultReason::Permission));
@@ -200,8 +200,8 @@ fn nothing_is_remembered_across_a_fence() {
     assert_eq!(space.at_or_after(0).map(|mapping| mapping.tag), Some(9));
     assert!(!space.update(1, &mut |_| ()));
     map(&other, &memory, 0, PAGE - 1);
-    requester.attach(Some(other.clone()));
-    requester.attach(Some(other.clone()));
+    requester.attach(Some(other.clone().into()));
+    requester.attach(Some(other.clone().into()));
     assert_eq!(read(&requester, 10), Ok(10));
     requester.attach(None);
     assert_eq!(read(&requester, 10), Err(FaultReason::Blocked));
@@ -213,7 +213,7 @@ fn a_requester_that_is_dropped_is_detached() {
     let (space, memory) = (AddressSpace::new(), Remote::new(4096));
     map(&space, &memory, 0, PAGE - 1);
     let requester = attached(&space);
-    assert!(requester.attach_pasid(3, Some(space.clone())));
+    assert!(requester.attach_pasid(3, Some(space.clone().into())));
     assert_eq!(read(&requester, 0), Ok(0));
     drop(requester);
     assert_eq!((Arc::strong_count(&space), Arc::strong_count(&memory)), (1, 2));
@@ -233,11 +233,11 @@ fn a_pasid_has_its_own_space() {
     };
     assert_eq!(read(5, 0), Err(FaultReason::Blocked));
     for pasid in [5, (1 << 20) - 1] {
-        assert!(requester.attach_pasid(pasid, Some(own.clone())));
+        assert!(requester.attach_pasid(pasid, Some(own.clone().into())));
         assert_eq!(read(pasid, 0), Ok(7));
         assert_eq!(read(pasid, PAGE), Err(FaultReason::NotMapped));
     }
-    assert!(!requester.attach_pasid(1 << 20, Some(own.clone())));
+    assert!(!requester.attach_pasid(1 << 20, Some(own.clone().into())));
     assert!(requester.attach_pasid(77, None));
     assert!(requester.attach_pasid(5, None));
     assert_eq!(read(5, 0), Err(FaultReason::Blocked));

@@ -111,7 +111,7 @@ impl Lab {
     fn new() -> Lab {
         let space = AddressSpace::new();
         let requester = Requester::new();
-        requester.attach(Some(space.clone()));
+        requester.attach(Some(space.clone().into()));
         requester.set_bus_master(true);
         let memories = (0..3).map(|name| Arc::new(Named(name * 85)) as Arc<dyn Memory>).collect();
         Lab { space, requester, memories, model: Vec::new() }

@@ -76,7 +76,7 @@ fn space(maps: u64, every: u64) -> (Arc<AddressSpace>, Arc<dyn Memory>) {
 
 fn requester(space: &Arc<AddressSpace>) -> Arc<Requester> {
     let requester = Requester::new();
-    requester.attach(Some(space.clone()));
+    requester.attach(Some(space.clone().into()));
     requester.set_bus_master(true);
     requester
 }

@@ -10,16 +10,30 @@
 
 #[path = "../../src/arena.rs"]
 mod arena;
+#[path = "../../src/chunk.rs"]
+mod chunk;
+#[path = "../../src/dirty.rs"]
+mod dirty;
+#[path = "../../src/domain.rs"]
+mod domain;
 #[path = "../../src/gather.rs"]
 mod gather;
 #[path = "../../src/mapping.rs"]
 mod mapping;
+#[path = "../../src/marks.rs"]
+mod marks;
 #[path = "../../src/memories.rs"]
 mod memories;
 #[path = "../../src/memory.rs"]
 mod memory;
+#[path = "../../src/nested.rs"]
+mod nested;
 #[path = "../../src/port.rs"]
 mod port;
+#[path = "../../src/ports.rs"]
+mod ports;
+#[path = "../../src/reach.rs"]
+mod reach;
 #[path = "../../src/requester.rs"]
 mod requester;
 #[path = "../../src/session.rs"]
@@ -34,9 +48,12 @@ use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use dirty::DirtyLog;
+pub use domain::Domain;
 pub use gather::{Gather, Places};
 pub use mapping::{MapError, Mapping, Prot};
-pub use memory::{Memory, MemoryFault, Segment};
+pub use memory::{Memory, MemoryFault, PageId, Segment};
+pub use nested::{Nested, Stage1, Stage1Page, Tables};
 pub use requester::{Access, DmaFault, FaultReason, Requester};
 pub use session::{Session, Translation};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
@@ -102,7 +119,7 @@ fn unmap(space: &AddressSpace, page: u64) {
 fn attached(space: &Arc<AddressSpace>) -> Arc<Requester> {
     let requester = Requester::new();
     requester.set_bus_master(true);
-    requester.attach(Some(space.clone()));
+    requester.attach(Some(space.clone().into()));
     requester
 }
 
@@ -169,7 +186,7 @@ fn detached() {
     let requester = attached(&space);
     let check = |result| assert!(matches!(result, Ok(1 | 2) | Err(FaultReason::Blocked)), "{result:?}");
     let devices = [device(&requester, 7, 1, check), device(&requester, 7, 1, check)];
-    requester.attach(Some(other.clone()));
+    requester.attach(Some(other.clone().into()));
     old.take_away();
     // Nobody is left to wait for.
     unmap(&space, 7);

@@ -8,16 +8,30 @@
 
 #[path = "../../src/arena.rs"]
 mod arena;
+#[path = "../../src/chunk.rs"]
+mod chunk;
+#[path = "../../src/dirty.rs"]
+mod dirty;
+#[path = "../../src/domain.rs"]
+mod domain;
 #[path = "../../src/gather.rs"]
 mod gather;
 #[path = "../../src/mapping.rs"]
 mod mapping;
+#[path = "../../src/marks.rs"]
+mod marks;
 #[path = "../../src/memories.rs"]
 mod memories;
 #[path = "../../src/memory.rs"]
 mod memory;
+#[path = "../../src/nested.rs"]
+mod nested;
 #[path = "../../src/port.rs"]
 mod port;
+#[path = "../../src/ports.rs"]
+mod ports;
+#[path = "../../src/reach.rs"]
+mod reach;
 #[path = "../../src/requester.rs"]
 mod requester;
 #[path = "../../src/session.rs"]
@@ -32,10 +46,13 @@ use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use dirty::DirtyLog;
+pub use domain::Domain;
 pub use gather::{Gather, Places};
 use loom::thread;
 pub use mapping::{MapError, Mapping, Prot};
-pub use memory::{Memory, MemoryFault, Segment};
+pub use memory::{Memory, MemoryFault, PageId, Segment};
+pub use nested::{Nested, Stage1, Stage1Page, Tables};
 pub use requester::{Access, DmaFault, FaultReason, Requester};
 pub use session::{Session, Translation};
 pub use space::AddressSpace;
@@ -79,7 +96,7 @@ fn lab(memory: &Arc<Marked>) -> (Arc<AddressSpace>, Arc<Requester>) {
     let (space, requester) = (AddressSpace::new(), Requester::new());
     space.map(mapping(7, memory)).expect("free");
     requester.set_bus_master(true);
-    requester.attach(Some(space.clone()));
+    requester.attach(Some(space.clone().into()));
     (space, requester)
 }
 

@@ -55,7 +55,7 @@ impl Bench {
             tag: 0,
         };
         space.map(mapping).unwrap_or_else(|error| panic!("{error}"));
-        endpoint.requester.attach(Some(space.clone()));
+        endpoint.requester.attach(Some(space.clone().into()));
         endpoint.requester.set_bus_master(true);
         let vectors = endpoint.spec().msix.as_ref().map_or(0, |msix| msix.vectors);
         endpoint.interrupts.enable_msix(vectors);

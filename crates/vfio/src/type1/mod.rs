@@ -120,7 +120,7 @@ impl Type1 {
     /// Attaches one more function of a group that is attached.
     pub(crate) fn attach_function(&self, address: Address, board: &Board) {
         if let Some(endpoint) = board.endpoint(address) {
-            endpoint.requester.attach(Some(Arc::clone(&self.space)));
+            endpoint.requester.attach(Some(Arc::clone(&self.space).into()));
         }
     }
 
