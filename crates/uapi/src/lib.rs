@@ -6,6 +6,9 @@
 
 mod errno;
 pub mod iommufd;
+pub mod iommufd_events;
+pub mod iommufd_hw;
+pub mod iommufd_test;
 pub mod region;
 pub mod vfio;
 
