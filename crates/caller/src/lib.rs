@@ -11,8 +11,10 @@ use device::Event;
 use iommu::Memory;
 use uapi::Errno;
 
+mod accounts;
 mod mm;
 
+pub use accounts::Accounts;
 pub use mm::{ClientFile, Mm, Readiness, UserId};
 
 /// An open file of the pretend kernel. Ids are never reused in a lab's life.

@@ -6,13 +6,12 @@
 //! backend and its mappings go and the container is as at first (API-020).
 
 use ::device::Board;
-use caller::{Caller, Capability, FileId, Reply};
+use caller::{Accounts, Caller, Capability, FileId, Reply};
 use pci::Address;
 use uapi::Errno;
 use uapi::vfio::container::{API_VERSION, CHECK_EXTENSION, GET_API_VERSION, SET_IOMMU, extension};
 
 use crate::Options;
-use crate::locked::LockedMemory;
 use crate::ownership::{GroupTable, Kind};
 use crate::type1::Type1;
 
@@ -20,7 +19,7 @@ use crate::type1::Type1;
 pub(crate) struct Surroundings<'a> {
     pub(crate) options: &'a Options,
     pub(crate) table: &'a GroupTable,
-    pub(crate) locked: &'a mut LockedMemory,
+    pub(crate) locked: &'a Accounts,
     pub(crate) board: &'a Board,
     pub(crate) caller: &'a dyn Caller,
 }
@@ -166,7 +165,7 @@ impl Container {
     }
 
     /// A group leaves. With the last one the backend goes.
-    pub(crate) fn detach(&mut self, file: FileId, table: &GroupTable, locked: &mut LockedMemory, board: &Board) {
+    pub(crate) fn detach(&mut self, file: FileId, table: &GroupTable, locked: &Accounts, board: &Board) {
         let Some(at) = self.groups.iter().position(|(member, _)| *member == file) else { return };
         let (_, group) = self.groups.remove(at);
         if let Some(Backend::Type1(type1)) = &mut self.backend {

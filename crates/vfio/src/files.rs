@@ -32,7 +32,7 @@ impl Vfio {
         let mut around = Surroundings {
             options: &self.options,
             table: &self.table,
-            locked: &mut self.locked,
+            locked: &self.locked,
             board: cx.board,
             caller: cx.caller,
         };
@@ -116,7 +116,7 @@ impl Vfio {
         let mut around = Surroundings {
             options: &self.options,
             table: &self.table,
-            locked: &mut self.locked,
+            locked: &self.locked,
             board: cx.board,
             caller: cx.caller,
         };
@@ -170,7 +170,7 @@ impl Vfio {
     fn detach_container(&mut self, file: FileId, board: &Board) {
         let Some(id) = self.groups.get_mut(file).and_then(|group| group.container.take()) else { return };
         let Some(container) = self.containers.get_mut(&id) else { return };
-        container.detach(file, &self.table, &mut self.locked, board);
+        container.detach(file, &self.table, &self.locked, board);
         if container.is_gone() {
             self.containers.remove(&id);
         }

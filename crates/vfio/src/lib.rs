@@ -6,9 +6,8 @@
 //!
 //! Inside: `container` (`/dev/vfio/vfio`) holds groups and a backend, `type1`
 //! is the backend, `group` (`/dev/vfio/N`) is an open group, `ownership` knows
-//! which drivers stand in a group's way, `locked` counts locked memory,
-//! `device` is what a program does with an open device, `args` how structures
-//! are passed.
+//! which drivers stand in a group's way, `device` is what a program does with
+//! an open device, `args` how structures are passed.
 //!
 //! Not here: the PowerPC backend, emulated (mdev) groups, and containers that
 //! are an iommufd.
@@ -19,7 +18,6 @@ mod container;
 mod device;
 mod files;
 mod group;
-mod locked;
 mod ownership;
 mod type1;
 
@@ -32,14 +30,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ::device::{Board, DeviceFile, Driver};
-use caller::{Caller, FileId, FileIds, Platform, Reply, WatchId};
+use caller::{Accounts, Caller, FileId, FileIds, Platform, Reply, WatchId};
 use pci::Address;
 use uapi::Errno;
 
 use container::Container;
 use device::Devices;
 use group::Groups;
-use locked::LockedMemory;
 use ownership::GroupTable;
 
 /// What Linux takes as module options, and what the lab's IOMMU can do.
@@ -91,7 +88,7 @@ pub struct Vfio {
     containers: BTreeMap<FileId, Container>,
     groups: Groups,
     devices: Devices,
-    locked: LockedMemory,
+    locked: Accounts,
 }
 
 /// What a call may use besides its own arguments.
@@ -113,9 +110,15 @@ impl Vfio {
             containers: BTreeMap::new(),
             groups: Groups::default(),
             devices: Devices::new(platform, &options),
-            locked: LockedMemory::new(options.unlimited_memlock),
+            locked: Accounts::new(options.unlimited_memlock),
             options,
         }
+    }
+
+    /// Where locked memory is counted, for whoever counts it, too.
+    #[must_use]
+    pub fn accounts(&self) -> &Accounts {
+        &self.locked
     }
 
     /// `open("/dev/vfio/vfio")`.

@@ -2,13 +2,13 @@
 //! type1's GET_INFO: API-062 to API-066.
 
 use ::device::Driver;
+use caller::Accounts;
 use uapi::Errno;
 use uapi::vfio::InfoCapHeader;
 use uapi::vfio::type1::{CapMigration, GET_INFO, Info, IovaRange};
 
 use super::{PAGE, RAM, RW, Type1Lab};
 use crate::Options;
-use crate::locked::LockedMemory;
 use crate::testing::Client;
 use crate::type1::Type1;
 
@@ -134,7 +134,7 @@ fn before_any_group() {
     let client = Client::new(1);
     let mut type1 = Type1::open(3, &Options::default()).unwrap();
     let arg = client.put(&Info { argsz: 512, ..Info::default() });
-    type1.ioctl(GET_INFO, arg, &client, &mut LockedMemory::default()).unwrap();
+    type1.ioctl(GET_INFO, arg, &client, &Accounts::default()).unwrap();
     let info: Info = client.get(arg);
     assert_eq!((info.flags, info.iova_pgsizes, info.cap_offset), (3, !0xfff, 24));
     let first: InfoCapHeader = client.get(arg + 24);

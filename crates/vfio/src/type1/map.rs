@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `VFIO_IOMMU_MAP_DMA`.
 
-use caller::{Caller, Pinned, is_user_range};
+use caller::{Accounts, Caller, Pinned, is_user_range};
 use iommu::{MapError, Mapping, Prot};
 use uapi::Errno;
 use uapi::vfio::type1::{DmaMap, MapFlags};
 
 use super::{PAGE, TRACKED_PAGES_MAX, Type1, tag};
 use crate::args;
-use crate::locked::LockedMemory;
 
 impl Type1 {
-    pub(super) fn map_dma(&mut self, arg: u64, caller: &dyn Caller, locked: &mut LockedMemory) -> Result<(), Errno> {
+    pub(super) fn map_dma(&mut self, arg: u64, caller: &dyn Caller, locked: &Accounts) -> Result<(), Errno> {
         let map: DmaMap = args::read(caller, arg, size_of::<DmaMap>())?;
         let flags = MapFlags::from_bits(map.flags).ok_or(Errno::EINVAL)?;
         if map.size == 0 {
@@ -75,7 +74,7 @@ impl Type1 {
         map: &DmaMap,
         last: u64,
         caller: &dyn Caller,
-        locked: &mut LockedMemory,
+        locked: &Accounts,
     ) -> Result<(), Errno> {
         if present.tag & tag::INVALID == 0 || present.first != map.iova || present.last != last {
             return Err(Errno::EINVAL);
@@ -106,7 +105,7 @@ impl Type1 {
 
 /// Pins pages, in order: the first that is over the limit or cannot be pinned
 /// decides the error. `ENOMEM`, `EFAULT` (API-075).
-fn pin(caller: &dyn Caller, locked: &LockedMemory, vaddr: u64, pages: u64, prot: Prot) -> Result<Pinned, Errno> {
+fn pin(caller: &dyn Caller, locked: &Accounts, vaddr: u64, pages: u64, prot: Prot) -> Result<Pinned, Errno> {
     let write = prot.contains(Prot::WRITE);
     let pin = |pages: u64| {
         let len = pages * PAGE;

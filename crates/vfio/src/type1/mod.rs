@@ -14,7 +14,7 @@ mod unmap;
 use std::sync::Arc;
 
 use ::device::Board;
-use caller::Caller;
+use caller::{Accounts, Caller};
 use iommu::{AddressSpace, Mapping};
 use pci::Address;
 use uapi::Errno;
@@ -22,8 +22,9 @@ use uapi::vfio::container::extension;
 use uapi::vfio::type1::{DIRTY_PAGES, DISABLE, ENABLE, GET_INFO, IovaRange, MAP_DMA, UNMAP_DMA};
 
 use crate::Options;
-use crate::locked::{LockedMemory, PAGE};
 use owners::Owners;
+
+const PAGE: u64 = 4096;
 
 /// Page sizes that the IOMMU maps: 4 KiB, 2 MiB and 1 GiB.
 const PAGE_SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
@@ -133,7 +134,7 @@ impl Type1 {
     }
 
     /// The backend goes, and all mappings with it. No device is attached.
-    pub(crate) fn release(self, locked: &mut LockedMemory) {
+    pub(crate) fn release(self, locked: &Accounts) {
         self.owners.release(locked);
     }
 
@@ -143,7 +144,7 @@ impl Type1 {
         request: u32,
         arg: u64,
         caller: &dyn Caller,
-        locked: &mut LockedMemory,
+        locked: &Accounts,
     ) -> Result<(), Errno> {
         match request {
             GET_INFO => self.get_info(arg, caller),

@@ -6,9 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use caller::ProcessId;
-
-use crate::locked::LockedMemory;
+use caller::{Accounts, ProcessId};
 
 /// The programs whose memory a container has mapped.
 #[derive(Debug, Default)]
@@ -53,7 +51,7 @@ impl Owners {
     }
 
     /// `mappings` fewer mappings of together `pages` pages; uncharges them.
-    pub(super) fn remove(&mut self, index: u32, mappings: u64, pages: u64, locked: &mut LockedMemory) {
+    pub(super) fn remove(&mut self, index: u32, mappings: u64, pages: u64, locked: &Accounts) {
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
         slot.mappings -= mappings;
         slot.pages -= pages;
@@ -70,7 +68,7 @@ impl Owners {
     }
 
     /// Uncharges everything.
-    pub(super) fn release(self, locked: &mut LockedMemory) {
+    pub(super) fn release(self, locked: &Accounts) {
         for slot in self.slots {
             if slot.mappings > 0 {
                 locked.uncharge(slot.process, slot.pages);
@@ -86,7 +84,7 @@ mod tests {
     /// API-076
     #[test]
     fn places_are_used_again() {
-        let (mut owners, mut locked) = (Owners::default(), LockedMemory::default());
+        let (mut owners, locked) = (Owners::default(), Accounts::default());
         for round in 0..100 {
             let [one, two] = [ProcessId(2 * round), ProcessId(2 * round + 1)];
             for process in [one, one, two] {
@@ -96,15 +94,15 @@ mod tests {
             assert_ne!(a, b);
             assert_eq!(owners.add(one, 3), a);
             assert_eq!([owners.process(a), owners.process(b)], [Some(one), Some(two)]);
-            owners.remove(a, 1, 3, &mut locked);
+            owners.remove(a, 1, 3, &locked);
             assert_eq!([locked.pages(one), locked.pages(two)], [3, 3]);
-            owners.remove(b, 1, 3, &mut locked);
-            owners.remove(a, 1, 3, &mut locked);
+            owners.remove(b, 1, 3, &locked);
+            owners.remove(a, 1, 3, &locked);
             // One comes back after its place was given up.
             locked.charge(two, 1);
             let again = owners.add(two, 1);
             assert_eq!(owners.process(again), Some(two));
-            owners.remove(again, 1, 1, &mut locked);
+            owners.remove(again, 1, 1, &locked);
             assert_eq!([locked.pages(one), locked.pages(two)], [0, 0]);
         }
         assert_eq!(owners.slots.len(), 2);

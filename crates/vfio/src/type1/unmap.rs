@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `VFIO_IOMMU_UNMAP_DMA`.
 
-use caller::{Caller, is_user_range};
+use caller::{Accounts, Caller, is_user_range};
 use uapi::Errno;
 use uapi::vfio::type1::{Bitmap, DmaUnmap, UnmapFlags};
 
 use super::dirty::{Unwritten, check_size};
 use super::{PAGE, TRACKED_PAGES_MAX, Type1, pages, tag};
 use crate::args;
-use crate::locked::LockedMemory;
 
 impl Type1 {
-    pub(super) fn unmap_dma(&mut self, arg: u64, caller: &dyn Caller, locked: &mut LockedMemory) -> Result<(), Errno> {
+    pub(super) fn unmap_dma(&mut self, arg: u64, caller: &dyn Caller, locked: &Accounts) -> Result<(), Errno> {
         let minsz = size_of::<DmaUnmap>();
         let mut unmap: DmaUnmap = args::read(caller, arg, minsz)?;
         let flags = UnmapFlags::from_bits(unmap.flags).ok_or(Errno::EINVAL)?;
@@ -80,7 +79,7 @@ impl Type1 {
     }
 
     /// Removes the mappings in a range; the bytes removed.
-    fn remove(&mut self, first: u64, last: u64, locked: &mut LockedMemory) -> u64 {
+    fn remove(&mut self, first: u64, last: u64, locked: &Accounts) -> u64 {
         let mut removed = 0;
         // Neighbours mostly have one owner: settle with it once for a run.
         let mut run: Option<(u32, u64, u64)> = None;
