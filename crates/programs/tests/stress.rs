@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A hostile program with many threads (`src/bin/hostile.rs`) and then one that
+//! A hostile program with many threads (`src/bin/hostile`) and then one that
 //! means well, in the same lab: vfuse serves both, and nothing is left.
 
 use std::fs;
@@ -14,9 +14,9 @@ in_each_way! {
         let (vfuse, hostile) = prepared(way);
         // A pipe ends when every process that could write to it is gone.
         let lines = format!(
-            "{hostile} 1000 1 exit | cat
-             {hostile} 700 2 kill | cat
-             {hostile} 300 3 kill | cat
+            "{hostile} vfio 1000 1 exit | cat
+             {hostile} vfio 700 2 kill | cat
+             {hostile} vfio 300 3 kill | cat
              qemu-io -f raw -c 'write -P 0x5a 0 1M' -c 'read -P 0x5a 0 1M' nvme://0000:01:00.0/1
              echo served"
         );
@@ -31,7 +31,7 @@ in_each_way! {
     /// The program that vfuse itself has started is the one that dies.
     fn a_killed_program_takes_vfuse_with_it(way) {
         let (vfuse, hostile) = prepared(way);
-        let outcome = vfuse.run([&*hostile, "500", "4", "kill"]);
+        let outcome = vfuse.run([&*hostile, "vfio", "500", "4", "kill"]);
         outcome.killed_by(rustix::process::Signal::KILL).said("killed after");
         assert!(!outcome.text.contains("panicked"), "{}", outcome.text);
         assert_eq!(left(&vfuse), Vec::<String>::new());
