@@ -138,6 +138,24 @@ impl Vfuse {
         self.options([OsStr::new("--lab"), lab.as_os_str()])
     }
 
+    /// Writes all events to a file of the run's place.
+    #[must_use]
+    pub fn traced(self) -> Vfuse {
+        let trace = self.place.write("trace.json", b"");
+        self.options([OsStr::new("--trace"), trace.as_os_str()])
+    }
+
+    /// How many events of this name the trace of the last run has.
+    ///
+    /// # Panics
+    /// If it was not [`traced`](Self::traced).
+    #[must_use]
+    pub fn events(&self, name: &str) -> usize {
+        let trace = std::fs::read_to_string(self.place.path("trace.json")).expect("a trace was asked for");
+        let word = format!("\"event\":\"{name}\"");
+        trace.lines().filter(|line| line.contains(&word)).count()
+    }
+
     /// Lets the program map more memory for DMA than the 8 MiB that a user may
     /// usually lock. The lab has only the devices that are added.
     #[must_use]

@@ -60,6 +60,46 @@ in_each_way! {
     }
 }
 
+/// What a guest does to use most of its memory for the disk.
+const COPIES: &str = "
+    disk=/dev/nvme0n1
+    echo before=$(sha256sum < $disk)
+    dd if=/dev/urandom of=/tmp/random bs=1M count=2 2>/dev/null
+    dd if=/tmp/random of=$disk bs=64k seek=16 conv=fsync 2>/dev/null
+    echo 3 > /proc/sys/vm/drop_caches
+    echo after=$(sha256sum < $disk)
+";
+/// Guest memory that has a file behind it.
+const MEMFD: [&str; 4] =
+    ["-object", "memory-backend-memfd,id=ram,size=512M,share=on", "-machine", "memory-backend=ram"];
+
+/// A guest that reads and writes the disk of this run; returns the run.
+#[track_caller]
+fn uses_the_disk(vfuse: Vfuse, options: &[&str]) -> Vfuse {
+    let vfuse = vfuse.locks_memory().limit(LIMIT).traced();
+    let disk = TestDisk::patterned(&vfuse.place, "disk", 16 << 20);
+    let before = disk.sha256();
+    let vfuse = vfuse.disk("01:00.0", &disk.path);
+    let guest = Guest::new(&vfuse.place, COPIES).with(options);
+    let report = GuestReport::of(&vfuse.run(guest.program()));
+    let sum = |name| report.value(name).split(' ').next().unwrap_or_default().to_owned();
+    assert_eq!(sum("before"), before);
+    assert_eq!(sum("after"), disk.sha256());
+    assert!(vfuse.events("nvme.command") > 100, "the trace shows the commands");
+    vfuse
+}
+
+/// Guest memory without a file is reached by copies; with one, never. The trace
+/// tells.
+#[test]
+fn dma_to_shared_memory_is_never_copied() {
+    let vfuse = uses_the_disk(Vfuse::new(programs::Way::RootNamespaces), &["-device", DEVICE]);
+    assert!(vfuse.events("dma.copied") > 100, "private memory");
+    let options = [&MEMFD[..], &["-device", DEVICE]].concat();
+    let vfuse = uses_the_disk(Vfuse::new(programs::Way::RootNamespaces), &options);
+    assert_eq!(vfuse.events("dma.copied"), 0, "shared memory");
+}
+
 /// The guest resets the controller by every way that its kernel knows, and
 /// unbinds and binds its driver; the disk works on.
 #[test]

@@ -25,7 +25,7 @@ use uapi::Errno;
 use vm_memory::VolatileSlice;
 
 use crate::mapping::Mapping;
-use crate::process::{Direction, Process, transfer};
+use crate::process::{Direction, Process, copied, transfer};
 use crate::vma::{self, Vma};
 
 /// Windows are this long at most, unless one range is longer.
@@ -118,6 +118,7 @@ impl FileMemory {
     /// Copies through the kernel, which answers where a load or store would
     /// raise a signal.
     fn copy_carefully(&self, offset: u64, own: &VolatileSlice<'_>, way: Direction) -> Result<(), MemoryFault> {
+        copied(own.len());
         self.careful.store(true, Ordering::Release);
         if self.mapping.is_broken() {
             let _one = self.repairing.lock().unwrap_or_else(|e| e.into_inner());

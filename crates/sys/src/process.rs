@@ -232,20 +232,30 @@ impl Memory for Process {
     }
 
     fn read(&self, offset: u64, to: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
+        copied(to.len());
         self.copy(offset, to, Direction::From)
     }
 
     fn write(&self, offset: u64, from: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
+        copied(from.len());
         self.copy(offset, from, Direction::To)
     }
 
     fn read_many(&self, parts: Parts<'_, '_>) -> Result<(), MemoryFault> {
+        parts.iter().for_each(|(_, own)| copied(own.len()));
         self.copy_many(parts, Direction::From)
     }
 
     fn write_many(&self, parts: Parts<'_, '_>) -> Result<(), MemoryFault> {
+        parts.iter().for_each(|(_, own)| copied(own.len()));
         self.copy_many(parts, Direction::To)
     }
+}
+
+/// A device's access that the kernel has to copy: none of these in a trace,
+/// and all DMA went to the very pages.
+pub(crate) fn copied(bytes: usize) {
+    tracing::event!(name: "copied", target: "vfuse::dma", tracing::Level::TRACE, bytes);
 }
 
 /// Which way a copy goes, as seen from here.
