@@ -247,7 +247,7 @@ impl World {
 
     pub(crate) fn mmap(&self, fd: i32, offset: u64, len: u64, shared: bool) {
         let Some(file) = self.client().file_id(fd) else { return };
-        let allowed = self.host.mmap(file, offset, len, shared).is_ok();
+        let allowed = self.host.mmap(file, offset, len, shared, false).is_ok();
         // API-228
         assert!(!allowed || shared && self.host.kind(file) == Some(FileKind::VfioDevice));
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use caller::{Caller, FileId, FileIds, Platform, Reply, WatchId};
 use device::{Board, DeviceFile, Endpoint};
+use iommufd::Iommufd;
 use pci::Address;
 use uapi::Errno;
 use vfio::{Context, Vfio};
@@ -25,6 +26,11 @@ pub enum FileKind {
     VfioGroup,
     /// A device that a group gave out.
     VfioDevice,
+    /// `/dev/iommu`.
+    Iommufd,
+    /// What a call on `/dev/iommu` made: a fault queue, an event queue, a file
+    /// of the selftest's.
+    IommufdObject,
 }
 
 /// A lab that runs: everything a front door calls.
@@ -37,6 +43,7 @@ pub struct Host {
     pub(crate) placed: Placed,
     pub(crate) board: Board,
     pub(crate) vfio: Vfio,
+    iommufd: Iommufd,
     pub(crate) drivers: Drivers,
     pub(crate) storage: Box<dyn Storage>,
     platform: Arc<dyn Platform>,
@@ -55,12 +62,15 @@ impl Host {
             ..lab.vfio.clone()
         };
         let vfio = Vfio::new(Arc::clone(&platform), options);
+        let options = iommufd::Options { selftest: lab.iommu.selftest, ..iommufd::Options::default() };
+        let iommufd = Iommufd::new(Arc::clone(&platform), options);
         let drivers = Drivers::of(&board);
         let mut host = Host {
             lab,
             placed,
             board,
             vfio,
+            iommufd,
             drivers,
             storage,
             platform,
@@ -119,25 +129,40 @@ impl Host {
                 FileKind::VfioContainer
             }
             Node::VfioGroup(group) => {
-                let mut cx = Context { caller, board: &mut self.board, files: &mut self.ids };
-                self.vfio.open_group(file, group, &mut cx)?;
+                let (vfio, mut cx) = self.vfio_call(caller);
+                vfio.open_group(file, group, &mut cx)?;
                 FileKind::VfioGroup
+            }
+            Node::Iommufd => {
+                self.iommufd.open(file, false);
+                FileKind::Iommufd
             }
         };
         self.files.insert(file, kind);
         Ok(file)
     }
 
+    /// What a call on a file of VFIO works with.
+    fn vfio_call<'a>(&'a mut self, caller: &'a dyn Caller) -> (&'a mut Vfio, Context<'a>) {
+        let Host { vfio, board, iommufd, ids, .. } = self;
+        (vfio, Context { caller, board, iommufd, files: ids })
+    }
+
     /// `ioctl`.
     pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
-        let kind = self.kind(file).ok_or(Errno::EBADF)?;
-        let mut cx = Context { caller, board: &mut self.board, files: &mut self.ids };
-        let reply = match kind {
+        let reply = match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
-                self.vfio.ioctl(file, request, arg, &mut cx)?
+                let (vfio, mut cx) = self.vfio_call(caller);
+                vfio.ioctl(file, request, arg, &mut cx)?
+            }
+            FileKind::Iommufd | FileKind::IommufdObject => {
+                let mut call = iommufd::Call { caller, files: &mut self.ids };
+                self.iommufd.ioctl(file, request, arg, &mut call)?
             }
         };
-        if let Reply::NewFile(new) = reply {
+        if let Reply::NewFile(new) = reply
+            && self.kind(new).is_none()
+        {
             self.files.insert(new, FileKind::VfioDevice);
         }
         Ok(reply)
@@ -145,40 +170,47 @@ impl Host {
 
     /// `pread` of `len` bytes at `offset` to the caller's memory at `buf`.
     pub fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
-        let kind = self.kind(file).ok_or(Errno::EBADF)?;
-        let mut cx = Context { caller, board: &mut self.board, files: &mut self.ids };
-        match kind {
+        match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
-                self.vfio.read(file, offset, buf, len, &mut cx)
+                let (vfio, mut cx) = self.vfio_call(caller);
+                vfio.read(file, offset, buf, len, &mut cx)
             }
+            FileKind::Iommufd | FileKind::IommufdObject => self.iommufd.read(file, offset, buf, len, caller),
         }
     }
 
     /// `pwrite` of `len` bytes at `offset` from the caller's memory at `buf`.
     pub fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
-        let kind = self.kind(file).ok_or(Errno::EBADF)?;
-        let mut cx = Context { caller, board: &mut self.board, files: &mut self.ids };
-        match kind {
+        match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
-                self.vfio.write(file, offset, buf, len, &mut cx)
+                let (vfio, mut cx) = self.vfio_call(caller);
+                vfio.write(file, offset, buf, len, &mut cx)
             }
+            FileKind::Iommufd | FileKind::IommufdObject => self.iommufd.write(file, offset, buf, len, caller),
         }
     }
 
-    /// Whether `mmap` of `len` bytes at `offset` is allowed.
-    pub fn mmap(&self, file: FileId, offset: u64, len: u64, shared: bool) -> Result<(), Errno> {
+    /// Whether `mmap` of `len` bytes at `offset` is allowed; `exec` if the
+    /// mapping would be executable.
+    pub fn mmap(&self, file: FileId, offset: u64, len: u64, shared: bool, exec: bool) -> Result<(), Errno> {
         match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
                 self.vfio.mmap(file, offset, len, shared, &self.board)
             }
+            FileKind::Iommufd | FileKind::IommufdObject => self.iommufd.mmap(file, offset, len, shared, exec),
         }
     }
 
     /// The last descriptor and mapping of a file are gone.
     pub fn release(&mut self, file: FileId) {
-        if let Some(FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice) = self.files.remove(&file) {
-            self.vfio.release(file, &mut self.board);
+        match self.kind(file) {
+            Some(FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice) => {
+                self.vfio.release(file, &mut self.board);
+            }
+            Some(FileKind::Iommufd | FileKind::IommufdObject) => self.iommufd.release(file),
+            None => {}
         }
+        self.files.remove(&file);
     }
 
     /// Whether a program has the device open.
@@ -204,18 +236,20 @@ impl Host {
         self.vfio.event_fired(watch, &mut self.board);
     }
 
-    /// The shared pages of an open device.
+    /// The shared pages of an open device or context.
     #[must_use]
     pub fn device_file(&self, file: FileId) -> Option<Arc<dyn DeviceFile>> {
         match self.files.get(&file)? {
-            FileKind::VfioContainer | FileKind::VfioGroup => None,
+            FileKind::VfioContainer | FileKind::VfioGroup | FileKind::IommufdObject => None,
             FileKind::VfioDevice => self.vfio.device_file(file),
+            FileKind::Iommufd => self.iommufd.device_file(file),
         }
     }
 
     /// What kind of file it is; `None` if it is not open.
     #[must_use]
     pub fn kind(&self, file: FileId) -> Option<FileKind> {
-        self.files.get(&file).copied()
+        let object = || self.iommufd.is_object(file).then_some(FileKind::IommufdObject);
+        self.files.get(&file).copied().or_else(object)
     }
 }

@@ -33,6 +33,7 @@ pub(crate) fn tree(board: &Board, facts: &Facts<'_>) -> Tree {
     modules(&mut tree, facts.vfio);
     iommu(&mut tree, facts.address_width);
     tree.device("/dev/vfio/vfio", Node::VfioContainer);
+    tree.device("/dev/iommu", Node::Iommufd);
     for (address, function) in board.fabric.functions() {
         add_function(&mut tree, board, address, function);
     }

@@ -13,6 +13,8 @@ pub enum Node {
     VfioContainer,
     /// `/dev/vfio/N` (API-034).
     VfioGroup(u32),
+    /// `/dev/iommu` (IOMMUFD-1.1).
+    Iommufd,
 }
 
 /// What stands at a path.

@@ -130,6 +130,7 @@ fn a_group_has_a_node_while_vfio_has_a_member() {
     let mut host = one();
     let node = |host: &Host| host.tree().get("/dev/vfio/1").cloned();
     assert_eq!(host.tree().get("/dev/vfio/vfio"), Some(&Entry::Device(Node::VfioContainer)));
+    assert_eq!(host.tree().get("/dev/iommu"), Some(&Entry::Device(Node::Iommufd)));
     assert_eq!(node(&host), Some(Entry::Device(Node::VfioGroup(1))));
     let before = host.generation();
     store(&mut host, "/sys/bus/pci/drivers/vfio-pci/unbind", "0000:01:00.0").unwrap();

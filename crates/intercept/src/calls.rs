@@ -213,14 +213,15 @@ impl State {
     /// Answers `mmap`: refuses what the device does not have; the mapping
     /// itself is the real kernel's.
     pub(crate) fn mmap(&mut self, n: &Notification, listener: &Listener) -> Result<Outcome, Errno> {
-        let [_, len, _, flags, fd, offset] = n.args;
+        let [_, len, prot, flags, fd, offset] = n.args;
         let flags = flags as i32;
         if flags & libc::MAP_ANONYMOUS != 0 {
             return Ok(Outcome::GoOn);
         }
         if let Some(known) = self.look(n, listener, fd as i32)? {
             let shared = flags & libc::MAP_TYPE != libc::MAP_PRIVATE;
-            self.kernel.mmap(known.file, offset, len, shared)?;
+            let exec = prot as i32 & libc::PROT_EXEC != 0;
+            self.kernel.mmap(known.file, offset, len, shared, exec)?;
         }
         Ok(Outcome::GoOn)
     }

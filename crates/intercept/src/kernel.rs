@@ -26,8 +26,8 @@ pub trait Kernel: Send {
     fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno>;
 
     /// Whether `mmap(len, offset)` of a file is allowed; `shared` for
-    /// `MAP_SHARED`. The mapping itself is made natively.
-    fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool) -> Result<(), Errno>;
+    /// `MAP_SHARED`, `exec` for `PROT_EXEC`. The mapping itself is made natively.
+    fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool, exec: bool) -> Result<(), Errno>;
 
     /// The last descriptor and mapping of a file are gone. Exactly once for
     /// each id that `open` or [`Reply::NewFile`] gave out.

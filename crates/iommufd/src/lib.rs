@@ -85,6 +85,12 @@ impl Iommufd {
         }
     }
 
+    /// Whether the file was made by a call on `/dev/iommu`.
+    #[must_use]
+    pub fn is_object(&self, file: FileId) -> bool {
+        matches!(self.files.get(&file), Some(Open::Object(..)))
+    }
+
     /// `ioctl`; `ENOTTY` on files that are no `/dev/iommu`.
     pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, call: &mut Call<'_>) -> Result<Reply, Errno> {
         let context = self.context(file).ok_or(Errno::ENOTTY)?;

@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 use ::device::{Board, DeviceFile, Driver};
 use caller::{Accounts, Caller, FileId, FileIds, Platform, Reply, WatchId};
+use iommufd::Iommufd;
 use pci::Address;
 use uapi::Errno;
 
@@ -97,6 +98,8 @@ pub struct Context<'a> {
     pub caller: &'a dyn Caller,
     /// What is plugged in.
     pub board: &'a mut Board,
+    /// `/dev/iommu`.
+    pub iommufd: &'a mut Iommufd,
     /// Where ids of new files come from.
     pub files: &'a mut FileIds,
 }

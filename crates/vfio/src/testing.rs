@@ -13,6 +13,7 @@ use ::device::{
 };
 use caller::{Caller, Capability, FileId, FileIds, Pinned, Platform, ProcessId, Reply, WatchId, is_user_range};
 use iommu::{Memory, MemoryFault};
+use iommufd::Iommufd;
 use pci::{Address, FabricBuilder, FunctionSpec};
 use uapi::Errno;
 use uapi::vfio::container::SET_IOMMU;
@@ -453,6 +454,7 @@ impl Device for Dummy {
 pub(crate) struct Lab {
     pub(crate) vfio: Vfio,
     pub(crate) board: Board,
+    pub(crate) iommufd: Iommufd,
     pub(crate) files: FileIds,
     pub(crate) platform: Arc<TestPlatform>,
     pub(crate) client: Client,
@@ -465,6 +467,7 @@ impl Lab {
         Lab {
             vfio: Vfio::new(Arc::clone(&platform) as Arc<dyn Platform>, options),
             board: Board::default(),
+            iommufd: Iommufd::new(Arc::clone(&platform) as Arc<dyn Platform>, iommufd::Options::default()),
             files: FileIds::default(),
             platform,
             client: Client::new(1),
@@ -536,13 +539,14 @@ impl Lab {
 
     /// What a call needs, with another program.
     pub(crate) fn split<'a>(&'a mut self, client: &'a Client) -> (&'a mut Vfio, Context<'a>) {
-        (&mut self.vfio, Context { caller: client, board: &mut self.board, files: &mut self.files })
+        let Lab { vfio, board, iommufd, files, .. } = self;
+        (vfio, Context { caller: client, board, iommufd, files })
     }
 
     /// What a call needs.
     pub(crate) fn parts(&mut self) -> (&mut Vfio, Context<'_>) {
-        let Lab { vfio, board, files, client, .. } = self;
-        (vfio, Context { caller: client, board, files })
+        let Lab { vfio, board, iommufd, files, client, .. } = self;
+        (vfio, Context { caller: client, board, iommufd, files })
     }
 
     /// Opens `/dev/vfio/vfio`.

@@ -61,6 +61,7 @@ impl intercept::Kernel for Running {
         let node = match node.0.strip_prefix("vfio/") {
             Some("vfio") => Node::VfioContainer,
             Some(group) => Node::VfioGroup(group.parse().map_err(|_| Errno::ENOENT)?),
+            None if node.0 == "iommu" => Node::Iommufd,
             None => return Err(Errno::ENOENT),
         };
         self.host().open(node, caller)
@@ -78,8 +79,8 @@ impl intercept::Kernel for Running {
         self.host().write(file, offset, buf, len, caller)
     }
 
-    fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool) -> Result<(), Errno> {
-        self.host().mmap(file, offset, len, shared)
+    fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool, exec: bool) -> Result<(), Errno> {
+        self.host().mmap(file, offset, len, shared, exec)
     }
 
     fn release(&mut self, file: FileId) {
@@ -95,6 +96,8 @@ impl intercept::Kernel for Running {
             FileKind::VfioContainer => intercept::FileKind::Container,
             FileKind::VfioGroup => intercept::FileKind::Group,
             FileKind::VfioDevice => intercept::FileKind::Device,
+            FileKind::Iommufd => intercept::FileKind::Iommufd,
+            FileKind::IommufdObject => intercept::FileKind::Other,
         })
     }
 
@@ -113,6 +116,7 @@ impl intercept::Kernel for Running {
                 Entry::Link(target) => tree.symlink(path, target),
                 Entry::Device(Node::VfioContainer) => tree.node("vfio/vfio"),
                 Entry::Device(Node::VfioGroup(group)) => tree.node(&format!("vfio/{group}")),
+                Entry::Device(Node::Iommufd) => tree.node("iommu"),
             }
         }
         tree

@@ -35,6 +35,8 @@ pub struct IommuSpec {
     pub address_width: u8,
     /// Interrupt remapping; without it type1 refuses groups (API-044).
     pub interrupt_remapping: bool,
+    /// Linux's `IOMMU_TEST_CMD` and the mock IOMMU behind it.
+    pub selftest: bool,
 }
 
 /// A whole lab.
@@ -57,7 +59,7 @@ impl Default for Lab {
     /// A lab with an IOMMU and nothing plugged in.
     fn default() -> Lab {
         Lab {
-            iommu: IommuSpec { address_width: 48, interrupt_remapping: true },
+            iommu: IommuSpec { address_width: 48, interrupt_remapping: true, selftest: false },
             vfio: vfio::Options::default(),
             ids: Vec::new(),
             ports: Vec::new(),
@@ -89,6 +91,7 @@ impl Lab {
                         .filter(|w| (30..=57).contains(w))
                         .ok_or_else(|| LabError::new(&place, "`address_width` is 30 to 57 bits"))?;
                     lab.iommu.interrupt_remapping = section.take_or("interrupt_remapping", Switch(true))?.0;
+                    lab.iommu.selftest = section.take_or("selftest", Switch(false))?.0;
                     section.finish()?;
                 }
                 "[vfio]" => {

@@ -175,7 +175,7 @@ impl Kernel for Fake {
         Ok(len)
     }
 
-    fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool) -> Result<(), Errno> {
+    fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool, _exec: bool) -> Result<(), Errno> {
         let device = self.files.get(&file) == Some(&FileKind::Device);
         let inside = matches!(region::split(offset), Some((0, 0, at)) if at.saturating_add(len) <= 8192);
         if device && inside && shared { Ok(()) } else { Err(Errno::EINVAL) }
