@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Runs a program in front of the tests' pretend kernel:
-//! `runner ISOLATION [--sysfs-writable] PROGRAM [ARG...]`. Says on standard
+//! `runner ISOLATION [--sysfs-writable] [--process-figures] PROGRAM [ARG...]`. Says on standard
 //! error what the kernel saw, and ends as the program did.
 #![allow(clippy::unwrap_used)] // a test in an executable of its own
 
@@ -33,10 +33,14 @@ fn main() {
     }
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let isolation = args.remove(0).parse().unwrap();
-    let sysfs_writable = args.first().is_some_and(|arg| arg == "--sysfs-writable");
-    if sysfs_writable {
-        args.remove(0);
-    }
+    let mut option = |name: &str| {
+        let given = args.first().is_some_and(|arg| arg == name);
+        if given {
+            args.remove(0);
+        }
+        given
+    };
+    let (sysfs_writable, process_figures) = (option("--sysfs-writable"), option("--process-figures"));
     if std::env::var_os("VFUSE_TEST_TRACE").is_some() {
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(std::io::stderr).init();
     }
@@ -44,6 +48,7 @@ fn main() {
     let mut options = intercept::Options::new(program, args);
     options.isolation = isolation;
     options.sysfs_writable = sysfs_writable;
+    options.process_figures = process_figures;
     options.whole_process = true;
     let kernel = common::Fake::new();
     let log = kernel.log.clone();

@@ -43,6 +43,8 @@ pub(crate) struct Choice {
     pub(crate) paths: bool,
     /// Attributes take stores.
     pub(crate) sysfs_writable: bool,
+    /// Opens for reading are answered too.
+    pub(crate) reads: bool,
 }
 
 /// Assembles the filter.
@@ -80,7 +82,7 @@ pub(crate) fn assemble(choice: Choice) -> Vec<sock_filter> {
     filter.call(libc::SYS_ftruncate, notify());
 
     let open = |flags| {
-        if choice.paths {
+        if choice.paths || choice.reads {
             notify()
         } else {
             // Nodes and attributes are opened for writing; programs open little else so.
@@ -202,12 +204,13 @@ mod tests {
         assert!(open(Choice::default(), libc::O_RDWR | libc::O_CLOEXEC));
         assert!(open(Choice::default(), libc::O_WRONLY | libc::O_CREAT));
         assert!(open(Choice { paths: true, ..Choice::default() }, libc::O_RDONLY));
+        assert!(open(Choice { reads: true, ..Choice::default() }, libc::O_RDONLY));
     }
 
     #[test]
     fn small_writes_only_when_asked_for() {
         let write = |sysfs_writable, count| {
-            verdict(Choice { sysfs_writable, paths: false }, libc::SYS_write, [1, 0, count, 0, 0, 0])
+            verdict(Choice { sysfs_writable, ..Choice::default() }, libc::SYS_write, [1, 0, count, 0, 0, 0])
         };
         assert!(!write(false, 4));
         assert!(write(true, 4));
@@ -225,7 +228,7 @@ mod tests {
 
     #[test]
     fn other_architectures_and_calls_pass() {
-        let filter = assemble(Choice { paths: true, sysfs_writable: true });
+        let filter = assemble(Choice { paths: true, sysfs_writable: true, reads: true });
         assert_eq!(run(&filter, 0x4000_0003, 54, [3, 0x3b64, 0, 0, 0, 0]), ALLOW);
         assert_eq!(run(&filter, ARCH, libc::SYS_getppid as u32, [0; 6]), ALLOW);
         #[cfg(target_arch = "x86_64")]

@@ -7,9 +7,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use caller::{Caller, FileId, Reply};
+use caller::{Caller, FileId, ProcessId, Reply};
 use device::DeviceFile;
 use uapi::Errno;
+
+use crate::Figures;
 
 /// The pretend kernel behind the intercepted calls. Calls never overlap.
 pub trait Kernel: Send {
@@ -51,6 +53,11 @@ pub trait Kernel: Send {
     /// A store to a writable attribute (absolute path, symlinks resolved); the
     /// bytes taken.
     fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<usize, Errno>;
+
+    /// What is locked and pinned of a process's memory.
+    fn figures(&self, _process: ProcessId) -> Figures {
+        Figures::default()
+    }
 
     /// Somebody used the [`Waker`](crate::Waker).
     fn attend(&mut self) {}

@@ -50,6 +50,7 @@ mod child;
 mod error;
 mod events;
 mod farm;
+mod figures;
 mod files;
 mod filter;
 mod identity;
@@ -75,6 +76,7 @@ mod trace;
 mod waker;
 
 pub use error::Error;
+pub use figures::Figures;
 pub use kernel::{Entry, FileKind, Kernel, NODE_DEVICE, Node, Tree};
 pub use options::{Isolation, Options};
 pub use run::run;

@@ -69,6 +69,12 @@ impl State {
         let Ok(path) = thread.string(open.path, libc::PATH_MAX as usize) else { return Ok(Outcome::GoOn) };
         let pid = process.pid;
         let Some(path) = self.absolute(n.tid, pid, open.dir, &path) else { return Ok(Outcome::GoOn) };
+        if self.process_figures && open.flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDONLY {
+            let status = self.open_status(n.tid, pid, &path, open.flags)?;
+            if !matches!(status, Outcome::GoOn) {
+                return Ok(status);
+            }
+        }
         let follow = open.flags & libc::O_NOFOLLOW == 0;
         let found = match resolve(self.farm.tree(), &path, follow) {
             Target::Fake(found) => found,

@@ -58,6 +58,10 @@ pub struct Options {
     /// `sriov_numvfs`, `bind`). Costs 3 µs for each `write` of up to 4096
     /// bytes that the program makes anywhere.
     pub sysfs_writable: bool,
+    /// Whether `/proc/PID/status` shows the pretend kernel's figures
+    /// ([`Figures`](crate::Figures)). Costs 3 µs for each file that the program
+    /// opens for reading.
+    pub process_figures: bool,
     /// Whether this process does nothing but run the program: then signals
     /// are passed on, orphans of the program are reaped, and the process
     /// stops and continues with it. One run at a time.
@@ -75,6 +79,7 @@ impl Options {
             env: Vec::new(),
             isolation: Isolation::Auto,
             sysfs_writable: false,
+            process_figures: false,
             whole_process: false,
             waker: None,
         }

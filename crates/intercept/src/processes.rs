@@ -240,6 +240,11 @@ impl Processes {
         *slot = None;
     }
 
+    /// The address space of a process that has made a call.
+    pub(crate) fn id_of(&self, pid: i32) -> Option<ProcessId> {
+        self.processes.iter().flatten().find(|process| process.pid == pid).map(Process::id)
+    }
+
     /// Pids of those that live.
     pub(crate) fn pids(&self) -> Vec<i32> {
         self.processes.iter().flatten().map(|process| process.pid).collect()

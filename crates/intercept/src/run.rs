@@ -85,6 +85,7 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
             isolation,
             farm_path: started.scratch.as_ref().and_then(|s| s.path().to_str()).unwrap_or_default().to_owned(),
             sysfs_writable: options.sysfs_writable,
+            process_figures: options.process_figures,
             namespaces: namespaces_of(pid, isolation),
             generation,
         }),
@@ -142,7 +143,8 @@ fn start(
     dispositions: &crate::launch::Dispositions,
 ) -> Result<Started, Error> {
     let paths = isolation == Isolation::Paths;
-    let filter = assemble(Choice { paths, sysfs_writable: options.sysfs_writable });
+    let (sysfs_writable, reads) = (options.sysfs_writable, options.process_figures);
+    let filter = assemble(Choice { paths, sysfs_writable, reads });
     let mut plan = plan(tree, std::path::Path::new("/"));
     let mut farm = None;
     let mut scratch = None;

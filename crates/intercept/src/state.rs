@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) farm_path: String,
     /// Whether attributes take stores.
     pub(crate) sysfs_writable: bool,
+    /// Statuses of processes have the pretend kernel's figures.
+    pub(crate) process_figures: bool,
     /// Namespaces of the program, for mounts that come later.
     pub(crate) namespaces: Vec<OwnedFd>,
     /// The tree that the farm shows.

@@ -184,3 +184,19 @@ fn attributes_take_stores_when_they_are_to() {
         assert_ne!(runner(way, &["--sysfs-writable"], &["/bin/sh", "-c", &read_only]).code, Some(0));
     }
 }
+
+// IOMMUFD-7.2: what the pretend kernel has pinned shows where Linux shows it.
+#[test]
+fn statuses_show_the_kernels_figures_when_asked_for() {
+    let script = "for name in self thread-self $$; do grep -E '^Vm(Lck|Pin):' /proc/$name/status; done
+        cd /proc/$$ && grep -c . status && grep ^Name: /proc/1/status > /dev/null";
+    let lines = |ran: &Ran, want: &str| ran.stdout.lines().filter(|line| *line == want).count();
+    for way in Way::all() {
+        let shown = runner(way, &["--process-figures"], &["/bin/sh", "-c", script]);
+        assert_eq!(shown.code, Some(0), "{way:?}: {}", shown.text());
+        assert_eq!(lines(&shown, "VmLck:\t       8 kB"), 3, "{way:?}: {}", shown.text());
+        assert_eq!(lines(&shown, "VmPin:\t      12 kB"), 3, "{way:?}: {}", shown.text());
+        let plain = run(way, &["/bin/sh", "-c", script]);
+        assert_eq!(lines(&plain, "VmPin:\t       0 kB"), 3, "{way:?}: {}", plain.text());
+    }
+}
