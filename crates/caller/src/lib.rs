@@ -100,8 +100,16 @@ pub trait Caller {
     /// written and polled: `EMFILE`.
     fn new_queue(&self, file: FileId) -> Result<(i32, Arc<dyn Readiness>), Errno>;
 
+    /// The same for a file that is read only: `poll` never shows it writable
+    /// (IOMMUFD-11.10).
+    fn new_event_queue(&self, file: FileId) -> Result<(i32, Arc<dyn Readiness>), Errno> {
+        self.new_queue(file)
+    }
+
     /// Closes a descriptor that [`new_handle`](Self::new_handle) or
-    /// [`new_queue`](Self::new_queue) gave in the same call.
+    /// [`new_queue`](Self::new_queue) gave in the same call. Where a program's
+    /// descriptors cannot be closed from outside the number stays taken, by
+    /// nothing of ours.
     fn close(&self, fd: i32);
 
     /// Whether any program has a page of the range of our file mapped.
