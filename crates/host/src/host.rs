@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use caller::{Caller, FileId, FileIds, Platform, Reply, WatchId};
+use caller::{Caller, FileId, FileIds, Platform, ProcessId, Reply, WatchId};
 use device::{Board, DeviceFile, Endpoint};
 use iommufd::Iommufd;
 use pci::Address;
@@ -211,6 +211,14 @@ impl Host {
             None => {}
         }
         self.files.remove(&file);
+    }
+
+    /// Pages of a program that are locked and pinned for devices (`VmLck`,
+    /// `VmPin`).
+    #[must_use]
+    pub fn figures(&self, process: ProcessId) -> (u64, u64) {
+        let accounts = self.vfio.accounts();
+        (accounts.pages(process), accounts.pinned(process))
     }
 
     /// Whether a program has the device open.

@@ -43,6 +43,25 @@ in_each_way! {
         outcome.succeeded().said("0x010802").said("vfio-pci").said("0000:01:00.0");
     }
 
+    /// API-076: what a program has mapped for a device is locked memory of its,
+    /// and Linux shows it.
+    fn statuses_show_locked_memory(way) {
+        const LAB: &str = "[iommu]\nprocess_figures = true\n[[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\nsize = \"16M\"\n";
+        let outcome = Vfuse::new(way).lab(LAB).shell(
+            "qemu-io -f raw -c 'sleep 1000' nvme://0000:01:00.0/1 & user=$!
+             while ps -o pid= -p $user > /dev/null; do
+                 locked=$(sed -n 's/^VmLck:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$user/status)
+                 test \"${locked:-0}\" = 0 || break
+             done
+             echo locked=${locked:-0}
+             wait $user
+             sed -n 's/^VmLck:[^0-9]*/own=/p' /proc/self/status",
+        );
+        let locked = outcome.succeeded().text.lines().find_map(|line| line.strip_prefix("locked="));
+        assert!(locked.and_then(|kib| kib.parse::<u64>().ok()).is_some_and(|kib| kib > 0), "{}", outcome.text);
+        outcome.said("own=0 kB");
+    }
+
     /// Pipes, children of children, and a child that outlives its parent.
     fn a_tree_of_processes(way) {
         let outcome = Vfuse::new(way).shell(

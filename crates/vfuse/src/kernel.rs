@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use caller::{Caller, FileId, Reply};
+use caller::{Caller, FileId, ProcessId, Reply};
 use device::{DeviceFile, Endpoint};
 use host::tree::{Entry, Node};
 use host::{FileKind, Host};
@@ -126,6 +126,12 @@ impl intercept::Kernel for Running {
         let result = self.host().store(path, data);
         self.place();
         result
+    }
+
+    fn figures(&self, process: ProcessId) -> intercept::Figures {
+        const PAGE_KIB: u64 = 4;
+        let (locked, pinned) = self.host().figures(process);
+        intercept::Figures { locked: locked.saturating_mul(PAGE_KIB), pinned: pinned.saturating_mul(PAGE_KIB) }
     }
 
     fn attend(&mut self) {

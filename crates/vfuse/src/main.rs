@@ -45,6 +45,7 @@ fn main() -> ExitCode {
 fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
     log::start(verbose, run.trace.as_deref())?;
     let lab = read_lab(run)?;
+    let process_figures = lab.iommu.process_figures;
     let waker = intercept::Waker::new().context("cannot make an eventfd")?;
     let platform = platform::Real::new(waker.clone())?;
     let host = Host::new(lab, Arc::clone(&platform) as _, Box::new(storage::Real))?;
@@ -62,6 +63,7 @@ fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
         args::Isolation::Paths => intercept::Isolation::Paths,
     };
     options.sysfs_writable = run.sysfs_writable;
+    options.process_figures = process_figures;
     options.whole_process = true;
     options.waker = Some(waker);
     let status = intercept::run(options, Box::new(kernel::Running::new(host, platform)))?;

@@ -37,6 +37,9 @@ pub struct IommuSpec {
     pub interrupt_remapping: bool,
     /// Linux's `IOMMU_TEST_CMD` and the mock IOMMU behind it.
     pub selftest: bool,
+    /// `/proc/PID/status` shows what the lab has locked and pinned
+    /// (IOMMUFD-7.2).
+    pub process_figures: bool,
 }
 
 /// A whole lab.
@@ -59,7 +62,7 @@ impl Default for Lab {
     /// A lab with an IOMMU and nothing plugged in.
     fn default() -> Lab {
         Lab {
-            iommu: IommuSpec { address_width: 48, interrupt_remapping: true, selftest: false },
+            iommu: IommuSpec { address_width: 48, interrupt_remapping: true, selftest: false, process_figures: false },
             vfio: vfio::Options::default(),
             ids: Vec::new(),
             ports: Vec::new(),
@@ -92,6 +95,7 @@ impl Lab {
                         .ok_or_else(|| LabError::new(&place, "`address_width` is 30 to 57 bits"))?;
                     lab.iommu.interrupt_remapping = section.take_or("interrupt_remapping", Switch(true))?.0;
                     lab.iommu.selftest = section.take_or("selftest", Switch(false))?.0;
+                    lab.iommu.process_figures = section.take_or("process_figures", Switch(false))?.0;
                     section.finish()?;
                 }
                 "[vfio]" => {
