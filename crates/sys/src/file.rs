@@ -15,17 +15,17 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
-use iommu::{Memory, MemoryFault};
+use iommu::{Memory, MemoryFault, PageId};
 use uapi::Errno;
 use vm_memory::VolatileSlice;
 
 use crate::mapping::Mapping;
-use crate::process::{Direction, Process, copied, transfer};
+use crate::process::{Direction, Process, copied, file_page, transfer};
 use crate::vma::{self, Vma};
 
 /// Windows are this long at most, unless one range is longer.
@@ -67,7 +67,7 @@ enum Kind {
 
 /// A file that programs have mapped.
 #[derive(Debug)]
-struct MappedFile {
+pub(crate) struct MappedFile {
     key: Key,
     fd: Arc<OwnedFd>,
     kind: Kind,
@@ -166,6 +166,11 @@ impl Memory for FileMemory {
         }
         self.copy_carefully(offset, from, Direction::To)
     }
+
+    fn identity(&self, offset: u64) -> Option<PageId> {
+        let Key { dev, inode, .. } = self.file.key;
+        Some(file_page(dev, inode, self.mapping.offset().checked_add(offset)?))
+    }
 }
 
 impl Drop for FileMemory {
@@ -187,6 +192,13 @@ impl MappedFile {
         let size = size.next_multiple_of(self.page);
         self.size.store(size, Ordering::Relaxed);
         if end <= size { Ok(()) } else { Err(Errno::EFAULT) }
+    }
+
+    /// A window on `len` bytes from `start`, which the file has: `ENOMEM`.
+    pub(crate) fn pages(self: &Arc<Self>, start: u64, len: u64) -> Result<Arc<FileMemory>, Errno> {
+        self.size.store(0, Ordering::Relaxed);
+        self.check_size(start.checked_add(len).ok_or(Errno::EINVAL)?)?;
+        self.window(start, len).ok_or(Errno::ENOMEM)
     }
 
     /// A sound window that covers the range; `None` if there is no room for one.
@@ -373,6 +385,40 @@ impl Files {
         }
     }
 
+    /// The file behind a descriptor of a program: `EINVAL` if nothing of it
+    /// can be mapped, `ENFILE`.
+    pub(crate) fn of_descriptor(&self, fd: &OwnedFd) -> Result<Arc<MappedFile>, Errno> {
+        let stat = rustix::fs::fstat(fd).map_err(|_| Errno::EINVAL)?;
+        let dev = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+        let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+        open.retain(|_, file| file.strong_count() > 0);
+        // A file that may only be read is pinned all the same (IOMMUFD-5.10).
+        for writable in [true, false] {
+            let key = Key { dev, inode: stat.st_ino, writable };
+            if let Some(file) = open.get(&key).and_then(Weak::upgrade) {
+                return Ok(file);
+            }
+            if open.len() >= max_files() {
+                return Err(Errno::ENFILE);
+            }
+            let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            let again = || OpenOptions::new().read(true).write(writable).custom_flags(flags).open(path);
+            let Some(fd) = own_file(&key).or_else(|| Some(Arc::new(OwnedFd::from(again().ok()?)))) else { continue };
+            let (kind, page) = kind(&fd);
+            // Sealed files can be opened for writing and not be mapped so.
+            let length = usize::try_from(page).map_err(|_| Errno::EINVAL)?;
+            if Mapping::new(fd.as_fd(), 0, length, writable, page).is_err() {
+                continue;
+            }
+            let file = MappedFile { key, fd, kind, page, size: AtomicU64::new(0), windows: Mutex::default() };
+            let file = Arc::new(file);
+            open.insert(key, Arc::downgrade(&file));
+            return Ok(file);
+        }
+        Err(Errno::EINVAL)
+    }
+
     /// The file of a mapping, opened once.
     fn file(&self, process: &Process, vma: &Vma, key: Key) -> Option<Arc<MappedFile>> {
         let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
@@ -392,11 +438,18 @@ impl Files {
     }
 }
 
+/// Whether Linux pins pages of such a file by its descriptor: of tmpfs and
+/// hugetlbfs only.
+pub(crate) fn is_pinnable(fd: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|fs| matches!(fs.f_type as u64 & 0xffff_ffff, TMPFS | HUGETLBFS))
+}
+
+const TMPFS: u64 = 0x0102_1994;
+const HUGETLBFS: u64 = 0x9584_58f6;
+
 /// The file system, and the page size that mappings of it have.
 fn kind(fd: &OwnedFd) -> (Kind, u64) {
-    const TMPFS: u64 = 0x0102_1994;
     const RAMFS: u64 = 0x8584_58f6;
-    const HUGETLBFS: u64 = 0x9584_58f6;
     const EXT: u64 = 0xef53;
     const XFS: u64 = 0x5846_5342;
     const F2FS: u64 = 0xf2f5_2010;

@@ -9,6 +9,7 @@
 //! | [`process`] | [`iommu::Memory`] | the address space of a program |
 //! | [`pin`] | [`caller::Pinned`] | which memory a virtual address range is |
 //! | [`file`](mod@file) | [`iommu::Memory`] | files that programs map shared, mapped here as well |
+//! | [`ProgramMm`] | [`caller::Mm`] | the address space of a program, after its call |
 //! | [`window`] | [`device::DeviceFiles`] | a memfd for each open device |
 //! | [`disk`] | [`device::Disk`] | RAM, files, block devices |
 //! | [`executor`] | [`device::Wake`] | worker threads that give devices their turns |
@@ -23,6 +24,7 @@
 //! Unsafe code opts in by module, with a SAFETY comment for each block.
 #![deny(unsafe_code)]
 
+mod client_file;
 pub mod clock;
 pub mod disk;
 pub mod event;
@@ -36,6 +38,7 @@ pub mod random;
 mod vma;
 pub mod window;
 
+pub use client_file::{ProgramMm, reopen};
 pub use clock::Clock;
 pub use disk::{FileDisk, OpenDiskError, Options as DiskOptions, RamDisk};
 pub use event::EventFd;

@@ -48,6 +48,14 @@ fn memlock_from_text(pid: i32) -> Result<u64, Errno> {
     }
 }
 
+/// The real user id of a program, as locked memory is counted. `ESRCH`,
+/// `EACCES`.
+pub fn user(pid: i32) -> Result<u32, Errno> {
+    let text = read_small(&format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:")).ok_or(Errno::EIO)?;
+    line.split_ascii_whitespace().next().and_then(|uid| uid.parse().ok()).ok_or(Errno::EIO)
+}
+
 /// Capabilities of a program, read once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {

@@ -10,13 +10,15 @@
 //! The rights are those that pinning asks for: to write, the program must be
 //! able to write there; to read, to read there.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use caller::Pinned;
-use iommu::{Memory, MemoryFault};
+use caller::{ClientFile, Pinned};
+use iommu::{Memory, MemoryFault, PageId};
 use uapi::Errno;
 use vm_memory::VolatileSlice;
 
+use crate::client_file::OpenFile;
 use crate::file::{FileMemory, Files};
 use crate::process::Process;
 
@@ -28,7 +30,7 @@ const MIN_PART: u64 = 64 << 10;
 /// Finds the memory behind ranges; one for a lab.
 #[derive(Debug, Default)]
 pub struct Pinner {
-    files: Files,
+    files: Arc<Files>,
 }
 
 /// What a part of a range is.
@@ -42,6 +44,13 @@ impl Pinner {
     #[must_use]
     pub fn new() -> Pinner {
         Pinner::default()
+    }
+
+    /// What [`caller::Caller::client_file`] gives for a duplicate of the
+    /// program's descriptor.
+    #[must_use]
+    pub fn file(&self, fd: OwnedFd) -> Arc<dyn ClientFile> {
+        Arc::new(OpenFile::new(fd, Arc::clone(&self.files)))
     }
 
     /// What [`caller::Caller::pin`] asks for: `EFAULT` if a part of the range
@@ -168,5 +177,10 @@ impl Memory for Composite {
 
     fn write(&self, offset: u64, from: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
         self.each(offset, from, |memory, at, slice| memory.write(at, slice))
+    }
+
+    fn identity(&self, offset: u64) -> Option<PageId> {
+        let part = self.part(offset)?;
+        part.memory.identity(part.offset + (offset - part.first))
     }
 }

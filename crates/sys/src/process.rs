@@ -21,10 +21,10 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
-use iommu::{Memory, MemoryFault};
+use iommu::{Memory, MemoryFault, PageId};
 use uapi::Errno;
 use vm_memory::VolatileSlice;
 
@@ -48,6 +48,7 @@ type Parts<'a, 'b> = &'a [(u64, VolatileSlice<'b>)];
 #[derive(Debug)]
 pub struct Process {
     pid: i32,
+    space: u64,
     mem: File,
     maps: File,
     /// Only `mem` may be used: the pid is about to mean another program.
@@ -62,6 +63,14 @@ impl Process {
     /// The address space that `pid` has now. `ESRCH`, or `EACCES` and `EPERM`
     /// if the program may not be looked into.
     pub fn open(pid: i32) -> Result<Arc<Process>, Errno> {
+        // Apart from the numbers that callers of `open_as` count.
+        static NEXT: AtomicU64 = AtomicU64::new(1 << 63);
+        Process::open_as(pid, NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The same, known as address space `space`: pages of all that were opened
+    /// with one number are told to be the same.
+    pub fn open_as(pid: i32, space: u64) -> Result<Arc<Process>, Errno> {
         let errno = |e: std::io::Error| match e.raw_os_error() {
             Some(libc::ENOENT) => Errno::from_raw(libc::ESRCH),
             raw => Errno::from_raw(raw.unwrap_or(libc::EIO)),
@@ -73,6 +82,7 @@ impl Process {
             let maps = File::open(format!("/proc/{pid}/maps")).map_err(errno)?;
             let process = Process {
                 pid,
+                space,
                 mem,
                 maps,
                 exact: AtomicBool::new(false),
@@ -124,20 +134,34 @@ impl Process {
     /// other way: `EFAULT`.
     pub fn write_user(&self, tid: i32, addr: u64, buf: &[u8]) -> Result<(), Errno> {
         match write_user(tid, addr, buf) {
-            Err(Errno::EPERM) => {
-                // The file writes to pages that the program itself may not write.
-                let last = addr.checked_add(buf.len().saturating_sub(1) as u64).ok_or(Errno::EFAULT)?;
-                let mut at = addr;
-                while at <= last {
-                    let vma = self.vma(at)?.filter(|vma| vma.write).ok_or(Errno::EFAULT)?;
-                    at = vma.end;
-                }
-                let mut copy = buf.to_vec();
-                self.through_mem(addr, &VolatileSlice::from(&mut copy[..]), Direction::To)
-            }
-            done => return done,
+            Err(Errno::EPERM) => self.write_all(addr, buf),
+            done => done,
         }
-        .map_err(|MemoryFault| Errno::EFAULT)
+    }
+
+    /// Copies `buf.len()` bytes from `addr`, with the rights of the program:
+    /// `EFAULT`. Nobody need wait for it.
+    pub fn read_all(&self, addr: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        self.check_rights(addr, buf.len(), |vma| vma.read)?;
+        self.through_mem(addr, &VolatileSlice::from(buf), Direction::From).map_err(|MemoryFault| Errno::EFAULT)
+    }
+
+    /// Copies `buf` to `addr`, as [`read_all`](Self::read_all) does the other
+    /// way: `EFAULT`.
+    pub fn write_all(&self, addr: u64, buf: &[u8]) -> Result<(), Errno> {
+        self.check_rights(addr, buf.len(), |vma| vma.write)?;
+        let mut copy = buf.to_vec();
+        self.through_mem(addr, &VolatileSlice::from(&mut copy[..]), Direction::To).map_err(|MemoryFault| Errno::EFAULT)
+    }
+
+    /// `/proc/PID/mem` reaches pages that the program itself may not use.
+    fn check_rights(&self, addr: u64, len: usize, may: impl Fn(&Vma) -> bool) -> Result<(), Errno> {
+        let end = addr.checked_add(len as u64).ok_or(Errno::EFAULT)?;
+        let mut at = addr;
+        while at < end {
+            at = self.vma(at)?.filter(&may).ok_or(Errno::EFAULT)?.end;
+        }
+        Ok(())
     }
 
     /// What is mapped at `addr`: `EFAULT` if the address space is gone.
@@ -250,6 +274,21 @@ impl Memory for Process {
         parts.iter().for_each(|(_, own)| copied(own.len()));
         self.copy_many(parts, Direction::To)
     }
+
+    fn identity(&self, offset: u64) -> Option<PageId> {
+        match self.vma(offset) {
+            Ok(Some(vma)) if vma.shared && vma.inode != 0 => {
+                Some(file_page(vma.dev, vma.inode, vma.offset + (offset - vma.start)))
+            }
+            _ => Some(PageId { object: 1 << 127 | u128::from(self.space), offset }),
+        }
+    }
+}
+
+/// A byte of a file, which no address space is taken for.
+pub(crate) fn file_page((major, minor): (u32, u32), inode: u64, offset: u64) -> PageId {
+    let dev = u64::from(major & i32::MAX as u32) << 32 | u64::from(minor);
+    PageId { object: u128::from(dev) << 64 | u128::from(inode), offset }
 }
 
 /// A device's access that the kernel has to copy: none of these in a trace,
