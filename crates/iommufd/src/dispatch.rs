@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Which request means what, in the order of checks of iommufd-api.md, 1.3.
 
-use caller::Reply;
+use caller::{Caller, Reply};
 use uapi::Errno;
 use uapi::iommufd::{self as abi, Command};
 
-use crate::context::ContextId;
+use crate::context::{Context, ContextId};
 use crate::envelope::Argument;
 use crate::{Call, Iommufd};
 
@@ -25,15 +25,55 @@ impl Iommufd {
         call: &mut Call<'_>,
     ) -> Result<Reply, Errno> {
         let nr = number as u8;
-        if nr < abi::BASE {
-            return Err(Errno::ENOTTY);
+        if !(abi::BASE..=self.last_nr()).contains(&nr) {
+            return self.context_mut(context)?.compat_ioctl(number, address, call.caller);
         }
         let argument = Argument::at(address, call.caller)?;
         let request = Request { context, number, argument };
         match nr {
-            0x80 => self.run(&request, call, |s, _, c: &mut abi::Destroy, _| s.destroy(context, c.id)),
+            0x80 => self.run(&request, call, |s, r, c: &mut abi::Destroy, _| s.destroy(r.context, c.id)),
+            0x81 => self.on_context(&request, call, Context::ioas_alloc),
+            0x82 => self.on_context(&request, call, |s, _, c: &mut _, caller| s.ioas_allow_iovas(c, caller)),
+            0x83 => self.on_context(&request, call, Context::ioas_copy),
+            0x84 => self.on_context(&request, call, Context::ioas_iova_ranges),
+            0x85 => self.on_context(&request, call, Context::ioas_map),
+            0x86 => self.on_context(&request, call, Context::ioas_unmap),
+            0x87 => self.on_context(&request, call, Context::option),
+            0x88 => self.on_context(&request, call, Context::vfio_ioas),
+            0x8f => self.run(&request, call, Iommufd::ioas_map_file),
+            0x92 => self.on_context(&request, call, |s, _, c: &mut _, caller| s.ioas_change_process(c, caller)),
             _ => Err(Errno::ENOTTY),
         }
+    }
+
+    /// The end of Linux's table: the selftest's number is apart.
+    fn last_nr(&self) -> u8 {
+        if self.options.selftest { 0xa0 } else { 0x94 }
+    }
+
+    fn ioas_map_file(
+        &mut self,
+        request: &Request,
+        cmd: &mut abi::IoasMapFile,
+        call: &mut Call<'_>,
+    ) -> Result<(), Errno> {
+        let caller = call.caller;
+        let buffers = &self.dma_bufs;
+        let buffer = |fd| Ok(caller.file(fd)?.and_then(|file| buffers.get(&file).cloned()));
+        let context = self.contexts.get_mut(&request.context).ok_or(Errno::EBADF)?;
+        context.ioas_map_file(request, cmd, buffer, caller)
+    }
+
+    /// [`run`](Self::run) for a command that needs only the context.
+    fn on_context<T: Command>(
+        &mut self,
+        request: &Request,
+        call: &mut Call<'_>,
+        command: impl FnOnce(&mut Context, &Request, &mut T, &dyn Caller) -> Result<(), Errno>,
+    ) -> Result<Reply, Errno> {
+        self.run(request, call, |s, request, value, call| {
+            command(s.context_mut(request.context)?, request, value, call.caller)
+        })
     }
 
     /// Checks the request's number, reads the structure and runs the command,

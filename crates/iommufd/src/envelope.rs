@@ -5,6 +5,7 @@
 use caller::Caller;
 use uapi::Errno;
 use uapi::iommufd::Command;
+use zerocopy::{Immutable, IntoBytes};
 
 /// A request's argument.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +48,17 @@ impl Argument {
         let mut value = T::new_zeroed();
         caller.read(self.address, &mut value.as_mut_bytes()[..size.min(known)])?;
         Ok(value)
+    }
+
+    /// Writes one field, which every caller knows: `EFAULT`.
+    pub(crate) fn put<T: IntoBytes + Immutable>(
+        &self,
+        caller: &dyn Caller,
+        offset: usize,
+        field: &T,
+    ) -> Result<(), Errno> {
+        let address = self.address.checked_add(offset as u64).ok_or(Errno::EFAULT)?;
+        caller.write(address, field.as_bytes())
     }
 
     /// Writes the structure back, as far as the caller knows it: `EFAULT`.

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use uapi::Errno;
 
+use crate::backing::{Budget, OBJECT};
+
 /// The number by which a program names an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId(pub u32);
@@ -46,21 +48,26 @@ enum Slot {
 }
 
 /// The ids of a context.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ids {
     slots: BTreeMap<u32, Slot>,
     /// No id below is free.
     lowest: u32,
+    budget: Budget,
 }
 
 /// Largest id.
 const MAX: u32 = i32::MAX as u32;
 
 impl Ids {
+    pub(crate) fn new(budget: Budget) -> Ids {
+        Ids { slots: BTreeMap::new(), lowest: 1, budget }
+    }
+
     /// The lowest free id becomes the object's (IOMMUFD-2.1); `ENOSPC` if there
-    /// is none. A command that fails afterwards [`remove`](Self::remove)s it.
+    /// is none, `ENOMEM`. A command that fails afterwards [`remove`](Self::remove)s it.
     pub(crate) fn add(&mut self, kind: Kind) -> Result<ObjectId, Errno> {
-        let mut id = self.lowest.max(1);
+        let mut id = self.lowest;
         for taken in self.slots.range(id..).map(|(taken, _)| *taken) {
             if taken != id {
                 break;
@@ -70,6 +77,7 @@ impl Ids {
         if id > MAX {
             return Err(Errno::ENOSPC);
         }
+        self.budget.take(OBJECT)?;
         self.slots.insert(id, Slot::Live { kind, users: 0 });
         self.lowest = id + 1;
         Ok(ObjectId(id))
@@ -117,6 +125,7 @@ impl Ids {
     pub(crate) fn remove(&mut self, id: ObjectId) {
         if self.slots.remove(&id.0).is_some() {
             self.lowest = self.lowest.min(id.0);
+            self.budget.give(OBJECT);
         }
     }
 
@@ -139,6 +148,12 @@ impl Ids {
     }
 }
 
+impl Drop for Ids {
+    fn drop(&mut self) {
+        self.budget.give(self.slots.len() as u64 * OBJECT);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +161,7 @@ mod tests {
     /// IOMMUFD-2.1, IOMMUFD-2.8
     #[test]
     fn lowest_free_id_is_given() {
-        let mut ids = Ids::default();
+        let mut ids = Ids::new(Budget::new(100 * OBJECT));
         let given: Vec<u32> = (0..4).map(|_| ids.add(Kind::Ioas).unwrap().0).collect();
         assert_eq!(given, [1, 2, 3, 4]);
         ids.remove(ObjectId(3));

@@ -6,19 +6,25 @@
 //! passed, `dispatch` says which request means what.
 #![forbid(unsafe_code)]
 
+mod access;
+mod backing;
+mod calls;
+mod compat;
 mod context;
 mod device;
 mod dispatch;
 mod envelope;
 mod fault;
 mod ids;
+mod ioas;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use caller::{Caller, FileId, FileIds, Platform, Reply};
+use caller::{Accounts, Caller, FileId, FileIds, Platform, Reply};
 use uapi::Errno;
 
+use backing::{Budget, DmaBuf};
 use context::Context;
 pub use context::ContextId;
 pub use device::{Binding, DeviceProperties};
@@ -26,12 +32,21 @@ pub use fault::{FaultCookies, PageRequest, PageResponder, PageResponse, PageResp
 pub use ids::{Kind, ObjectId};
 
 /// What the lab's IOMMU can do, and what Linux takes as options.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Offers `IOMMU_TEST_CMD` and the mock IOMMU behind it.
     pub selftest: bool,
     /// How the answers to page requests are told apart.
     pub fault_cookies: FaultCookies,
+    /// Bytes of memory that the objects and mappings of all contexts together
+    /// may take, about; beyond it is `ENOMEM`.
+    pub memory_limit: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { selftest: false, fault_cookies: FaultCookies::default(), memory_limit: 4 << 30 }
+    }
 }
 
 /// What a call may use besides its own arguments.
@@ -58,21 +73,38 @@ pub struct Iommufd {
     platform: Arc<dyn Platform>,
     contexts: BTreeMap<ContextId, Context>,
     files: BTreeMap<FileId, Open>,
+    /// Buffers of devices that are open as files.
+    dma_bufs: BTreeMap<FileId, Arc<DmaBuf>>,
     last_context: u64,
+    accounts: Accounts,
+    budget: Budget,
 }
 
+/// Pages are 4 KiB.
+const PAGE: u64 = 4096;
+
 impl Iommufd {
-    /// The subsystem as after loading its module.
+    /// The subsystem as after loading its module. Locked memory is counted in
+    /// `accounts`, which it shares with VFIO.
     #[must_use]
-    pub fn new(platform: Arc<dyn Platform>, options: Options) -> Iommufd {
-        Iommufd { options, platform, contexts: BTreeMap::new(), files: BTreeMap::new(), last_context: 0 }
+    pub fn new(platform: Arc<dyn Platform>, options: Options, accounts: Accounts) -> Iommufd {
+        Iommufd {
+            platform,
+            contexts: BTreeMap::new(),
+            files: BTreeMap::new(),
+            dma_bufs: BTreeMap::new(),
+            last_context: 0,
+            accounts,
+            budget: Budget::new(options.memory_limit),
+            options,
+        }
     }
 
     /// `open("/dev/iommu")`; `vfio` if it was `/dev/vfio/vfio` (IOMMUFD-1.1).
     pub fn open(&mut self, file: FileId, vfio: bool) {
         self.last_context += 1;
         let id = ContextId(self.last_context);
-        self.contexts.insert(id, Context::new(vfio));
+        self.contexts.insert(id, Context::new(vfio, self.accounts.clone(), self.budget.clone()));
         self.files.insert(file, Open::Context(id));
     }
 
@@ -99,6 +131,7 @@ impl Iommufd {
 
     /// The last descriptor and mapping of a file are gone.
     pub fn release(&mut self, file: FileId) {
+        self.dma_bufs.remove(&file);
         match self.files.remove(&file) {
             Some(Open::Context(id)) => self.put_context(id),
             Some(Open::Object(id, _)) => self.put_context(id),

@@ -228,9 +228,9 @@ impl Command for IoasUnmap {
 pub struct SetOption {
     /// Bytes that the caller gives.
     pub size: u32,
-    /// Which option.
+    /// See [`option`].
     pub option_id: u32,
-    /// 0 set, 1 get.
+    /// See [`option`].
     pub op: u16,
     /// 0.
     pub reserved: u16,
@@ -245,6 +245,28 @@ impl Command for SetOption {
     const MIN: usize = 24;
 }
 
+/// `option_id` and `op` of `OPTION`.
+pub mod option {
+    /// `IOMMU_OPTION_RLIMIT_MODE`
+    pub const RLIMIT_MODE: u32 = 0;
+    /// `IOMMU_OPTION_HUGE_PAGES`
+    pub const HUGE_PAGES: u32 = 1;
+    /// `IOMMU_OPTION_OP_SET`
+    pub const SET: u16 = 0;
+    /// `IOMMU_OPTION_OP_GET`
+    pub const GET: u16 = 1;
+}
+
+/// `op` of `VFIO_IOAS`.
+pub mod vfio_ioas {
+    /// `IOMMU_VFIO_IOAS_GET`
+    pub const GET: u16 = 0;
+    /// `IOMMU_VFIO_IOAS_SET`
+    pub const SET: u16 = 1;
+    /// `IOMMU_VFIO_IOAS_CLEAR`
+    pub const CLEAR: u16 = 2;
+}
+
 /// `struct iommu_vfio_ioas`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -253,7 +275,7 @@ pub struct VfioIoas {
     pub size: u32,
     /// IOAS.
     pub ioas_id: u32,
-    /// 0 get, 1 set, 2 clear.
+    /// See [`vfio_ioas`].
     pub op: u16,
     /// 0.
     pub reserved: u16,
