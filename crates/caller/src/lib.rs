@@ -4,6 +4,8 @@
 //! uses nothing else of the outside world.
 #![forbid(unsafe_code)]
 
+pub mod parking;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -16,6 +18,7 @@ mod mm;
 
 pub use accounts::Accounts;
 pub use mm::{ClientFile, Mm, Readiness, UserId};
+pub use parking::{Parking, Ticket, Wait, Wake};
 
 /// An open file of the pretend kernel. Ids are never reused in a lab's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -156,4 +159,6 @@ pub enum Reply {
     Value(u64),
     /// A new descriptor, close-on-exec, for this file.
     NewFile(FileId),
+    /// None yet: the caller waits.
+    Parked(Ticket),
 }

@@ -42,11 +42,24 @@ pub struct Slot {
     pub driver_override: Option<String>,
     /// `sriov_drivers_autoprobe` of sysfs: whether new VFs are probed.
     pub sriov_autoprobe: bool,
+    /// A task that waits holds the device's lock: who only tries for it, as
+    /// resets do, gets `EAGAIN`.
+    pub locked: bool,
+    /// Its driver is being taken away and waits for the users that there are:
+    /// no new ones (API-273).
+    pub leaving: bool,
 }
 
 impl Default for Slot {
     fn default() -> Slot {
-        Slot { endpoint: None, driver: None, driver_override: None, sriov_autoprobe: true }
+        Slot {
+            endpoint: None,
+            driver: None,
+            driver_override: None,
+            sriov_autoprobe: true,
+            locked: false,
+            leaving: false,
+        }
     }
 }
 
@@ -64,6 +77,18 @@ impl Board {
     #[must_use]
     pub fn driver(&self, address: Address) -> Option<&Driver> {
         self.slots.get(&address)?.driver.as_ref()
+    }
+
+    /// Whether a task that waits holds the device's lock.
+    #[must_use]
+    pub fn is_locked(&self, address: Address) -> bool {
+        self.slots.get(&address).is_some_and(|slot| slot.locked)
+    }
+
+    /// Whether the driver is being taken away from a function.
+    #[must_use]
+    pub fn is_leaving(&self, address: Address) -> bool {
+        self.slots.get(&address).is_some_and(|slot| slot.leaving)
     }
 
     /// The model at an address.

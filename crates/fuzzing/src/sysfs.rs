@@ -4,6 +4,7 @@
 use std::sync::OnceLock;
 
 use arbitrary::Unstructured;
+use caller::Reply;
 use device::Driver;
 use host::Host;
 use host::tree::{Entry, Tree};
@@ -158,8 +159,11 @@ fn writable(tree: &Tree) -> Vec<String> {
 
 /// A store takes all or nothing, and a device that is open keeps its driver.
 fn store(host: &mut Host, path: &str, data: &[u8]) {
-    if let Ok(taken) = host.store(path, data) {
-        assert_eq!(taken, data.len(), "{path}");
+    match host.store(path, data) {
+        Ok(Reply::Value(taken)) => assert_eq!(taken, data.len() as u64, "{path}"),
+        Ok(Reply::Parked(ticket)) => assert!(host.wait(ticket).is_some(), "{path}"),
+        Ok(other) => panic!("{path}: {other:?}"),
+        Err(_) => {}
     }
 }
 
@@ -171,11 +175,14 @@ fn shown(host: &Host) {
         let Some(Entry::Link(to)) = tree.get(&path) else { panic!("{path} is missing") };
         let real = format!("/sys/{}", to.trim_start_matches("../"));
         let driver = tree.get(&format!("{real}/driver"));
-        assert_eq!(driver.is_some(), host.board().driver(address).is_some(), "{real}/driver");
+        let shows = host.board().driver(address).is_some() && !host.board().is_leaving(address);
+        assert_eq!(driver.is_some(), shows, "{real}/driver");
         if host.is_open(address) {
             assert_eq!(host.board().driver(address), Some(&Driver::VfioPci), "{address} is open");
         }
     }
+    let open = functions(host).into_iter().any(|address| host.is_open(address));
+    assert!(open || host.waiting() == 0, "a store waits, but nothing is open");
     for address in host.board().slots.keys() {
         assert!(host.board().fabric.function(*address).is_some(), "{address} has a slot but no function");
     }

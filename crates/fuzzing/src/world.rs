@@ -227,20 +227,21 @@ impl World {
                 assert_eq!(self.host.kind(new), Some(FileKind::VfioDevice));
                 Ok(self.client().install(Fd::File(new)) as u64)
             }
+            Reply::Parked(ticket) => panic!("{ticket:?}: no such call waits"),
         }
     }
 
     /// `pread`; the bytes behind what was read stay.
     pub(crate) fn read(&mut self, fd: i32, offset: u64, buffer: u64, len: u64) -> Result<u64, Errno> {
         let file = self.client().file_id(fd).ok_or(Errno::EBADF)?;
-        let result = self.host.read(file, offset, buffer, len, &self.clients[self.who]);
+        let result = self.host.read(file, offset, buffer, len, &self.clients[self.who]).map(value);
         assert!(result.is_ok_and(|done| done <= len) || result.is_err(), "{result:?} of {len}");
         result
     }
 
     pub(crate) fn write(&mut self, fd: i32, offset: u64, buffer: u64, len: u64) -> Result<u64, Errno> {
         let file = self.client().file_id(fd).ok_or(Errno::EBADF)?;
-        let result = self.host.write(file, offset, buffer, len, &self.clients[self.who]);
+        let result = self.host.write(file, offset, buffer, len, &self.clients[self.who]).map(value);
         assert!(result.is_ok_and(|done| done <= len) || result.is_err(), "{result:?} of {len}");
         result
     }
@@ -317,5 +318,13 @@ impl World {
             endpoint.requester.set_bus_master(true);
             assert_eq!(fault(endpoint).map(|f| f.reason), Some(FaultReason::Blocked), "{address} is still attached");
         }
+    }
+}
+
+/// The number in an answer of `pread` or `pwrite`.
+fn value(reply: Reply) -> u64 {
+    match reply {
+        Reply::Value(value) => value,
+        other => panic!("{other:?}"),
     }
 }

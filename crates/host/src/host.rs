@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use caller::{Caller, FileId, FileIds, Platform, ProcessId, Reply, WatchId};
+use caller::{Caller, FileId, FileIds, Parking, Platform, ProcessId, Reply, Ticket, Wait, Wake, WatchId};
 use device::{Board, DeviceFile, Endpoint};
 use iommufd::Iommufd;
 use pci::Address;
@@ -16,6 +16,7 @@ use crate::drivers::Drivers;
 use crate::lab::{Lab, LabError};
 use crate::sysfs;
 use crate::tree::{Node, Tree};
+use crate::unbind::Removals;
 
 /// Kinds of open file; what a request means depends on it (API-002).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +50,8 @@ pub struct Host {
     platform: Arc<dyn Platform>,
     files: HashMap<FileId, FileKind>,
     ids: FileIds,
+    pub(crate) parking: Parking,
+    pub(crate) removals: Removals,
     generation: u64,
 }
 
@@ -76,6 +79,8 @@ impl Host {
             platform,
             files: HashMap::new(),
             ids: FileIds::default(),
+            parking: Parking::default(),
+            removals: Removals::new(),
             generation: 0,
         };
         host.take_ids()?;
@@ -144,11 +149,12 @@ impl Host {
 
     /// What a call on a file of VFIO works with.
     fn vfio_call<'a>(&'a mut self, caller: &'a dyn Caller) -> (&'a mut Vfio, Context<'a>) {
-        let Host { vfio, board, iommufd, ids, .. } = self;
-        (vfio, Context { caller, board, iommufd, files: ids })
+        let Host { vfio, board, iommufd, ids, parking, .. } = self;
+        (vfio, Context { caller, board, iommufd, files: ids, parking })
     }
 
-    /// `ioctl`.
+    /// `ioctl`. Like reads, writes and stores it may have to
+    /// [wait](Reply::Parked).
     pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
         let reply = match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
@@ -169,24 +175,35 @@ impl Host {
     }
 
     /// `pread` of `len` bytes at `offset` to the caller's memory at `buf`.
-    pub fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+    pub fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
         match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
                 let (vfio, mut cx) = self.vfio_call(caller);
-                vfio.read(file, offset, buf, len, &mut cx)
+                vfio.read(file, offset, buf, len, &mut cx).map(Reply::Value)
             }
-            FileKind::Iommufd | FileKind::IommufdObject => self.iommufd.read(file, offset, buf, len, caller),
+            FileKind::Iommufd | FileKind::IommufdObject => {
+                self.iommufd.read(file, offset, buf, len, caller).map(Reply::Value)
+            }
         }
     }
 
     /// `pwrite` of `len` bytes at `offset` from the caller's memory at `buf`.
-    pub fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+    pub fn write(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        buf: u64,
+        len: u64,
+        caller: &dyn Caller,
+    ) -> Result<Reply, Errno> {
         match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
                 let (vfio, mut cx) = self.vfio_call(caller);
-                vfio.write(file, offset, buf, len, &mut cx)
+                vfio.write(file, offset, buf, len, &mut cx).map(Reply::Value)
             }
-            FileKind::Iommufd | FileKind::IommufdObject => self.iommufd.write(file, offset, buf, len, caller),
+            FileKind::Iommufd | FileKind::IommufdObject => {
+                self.iommufd.write(file, offset, buf, len, caller).map(Reply::Value)
+            }
         }
     }
 
@@ -211,6 +228,58 @@ impl Host {
             None => {}
         }
         self.files.remove(&file);
+        if !self.removals.is_empty() {
+            self.advance_removals();
+        }
+    }
+
+    /// Takes the calls whose wait is over, in the order in which it ended.
+    pub fn take_woken(&mut self) -> Vec<(Ticket, Wake)> {
+        self.parking.take_woken()
+    }
+
+    /// How a call waits; `None` if it does not.
+    #[must_use]
+    pub fn wait(&self, ticket: Ticket) -> Option<Wait> {
+        self.parking.wait(ticket)
+    }
+
+    /// Calls that wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.parking.len()
+    }
+
+    /// The caller of a call that waits is gone.
+    pub fn abandon(&mut self, ticket: Ticket) {
+        self.parking.abandon(ticket);
+        self.forget_store(ticket);
+    }
+
+    /// A signal came to the caller of a call that waits interruptibly. An
+    /// unbind goes on waiting (API-272); any other call ends with
+    /// [`Errno::ERESTARTSYS`].
+    pub fn interrupted(&mut self, ticket: Ticket) {
+        if self.parking.wait(ticket) != Some(Wait::Interruptible) {
+            return;
+        }
+        if self.unbind_interrupted(ticket) {
+            self.parking.make_uninterruptible(ticket);
+        } else {
+            self.parking.wake(ticket, Wake::Done(Err(Errno::ERESTARTSYS)));
+        }
+    }
+
+    /// When [`elapse`](Self::elapse) must be called next, in nanoseconds of
+    /// [`Platform::now`].
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        self.next_request()
+    }
+
+    /// Does what is due by now.
+    pub fn elapse(&mut self) {
+        self.ask_again();
     }
 
     /// Pages of a program that are locked and pinned for devices (`VmLck`,

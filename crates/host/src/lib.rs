@@ -11,6 +11,7 @@ pub mod lab;
 mod store;
 mod sysfs;
 pub mod tree;
+mod unbind;
 
 pub use assemble::Storage;
 pub use host::{FileKind, Host};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Stores to sysfs attributes: binding drivers, enabling VFs, resets.
 
+use caller::Reply;
 use device::{Driver, ResetKind, Slot};
 use pci::Address;
 use uapi::Errno;
@@ -9,11 +10,13 @@ use crate::assemble;
 use crate::drivers;
 use crate::host::Host;
 use crate::lab::LabError;
+use crate::unbind::Stored;
 
 impl Host {
     /// A program has written `data` to the attribute at `path`; the bytes
-    /// taken, always all of them.
-    pub fn store(&mut self, path: &str, data: &[u8]) -> Result<usize, Errno> {
+    /// taken, always all of them. It [waits](Reply::Parked) for the device's
+    /// lock and for the users of a device that is unbound.
+    pub fn store(&mut self, path: &str, data: &[u8]) -> Result<Reply, Errno> {
         // PAGE_SIZE is the most that sysfs passes on.
         if data.len() >= 4096 {
             return Err(Errno::EINVAL);
@@ -23,18 +26,21 @@ impl Host {
         let (dir, attribute) = path.rsplit_once('/').ok_or(Errno::ENOENT)?;
         let name = dir.rsplit('/').next().unwrap_or_default();
         let result = if let Some(driver) = dir.strip_prefix("/sys/bus/pci/drivers/") {
-            self.store_driver(driver, attribute, text)
+            self.store_driver(driver, attribute, text, data.len() as u64)
         } else if dir == "/sys/bus/pci" && attribute == "drivers_probe" {
-            let address = self.address(text).ok_or(Errno::EINVAL)?;
-            self.attach(address, None)
+            let address = self.address(text).ok_or(Errno::ENODEV)?;
+            match self.wait_for_lock(address) {
+                Some(ticket) => Ok(Some(ticket)),
+                None => self.attach(address, None).map(|()| None),
+            }
         } else if let Some(address) = self.address(name) {
-            self.store_function(address, attribute, text)
+            self.store_function(address, attribute, text, data.len() as u64)
         } else {
             Err(Errno::EACCES)
         };
         self.changed();
         tracing::debug!(target: "vfuse::sysfs", path, text, ?result, "store");
-        result.map(|()| data.len())
+        Ok(result?.map_or(Reply::Value(data.len() as u64), Reply::Parked))
     }
 
     fn address(&self, text: &str) -> Option<Address> {
@@ -43,11 +49,14 @@ impl Host {
     }
 
     /// GRP-061, GRP-065
-    fn store_driver(&mut self, name: &str, attribute: &str, text: &str) -> Result<(), Errno> {
+    fn store_driver(&mut self, name: &str, attribute: &str, text: &str, len: u64) -> Stored {
         let driver = self.drivers.named(name).ok_or(Errno::ENOENT)?;
         match attribute {
             "bind" => {
                 let address = self.address(text).ok_or(Errno::ENODEV)?;
+                if let Some(ticket) = self.wait_for_lock(address) {
+                    return Ok(Some(ticket));
+                }
                 if self.board.driver(address).is_some() {
                     return Err(Errno::EBUSY);
                 }
@@ -55,23 +64,23 @@ impl Host {
                 if self.drivers.matching(&self.board, address).as_ref() != Some(&driver) && driver == Driver::VfioPci {
                     return Err(Errno::ENODEV);
                 }
-                self.attach(address, Some(driver))
+                self.attach(address, Some(driver))?;
             }
             "unbind" => {
                 let address = self.address(text).ok_or(Errno::ENODEV)?;
                 if self.board.driver(address) != Some(&driver) {
                     return Err(Errno::ENODEV);
                 }
-                self.detach(address)
+                return self.unbind(address, len);
             }
             "new_id" if driver == Driver::VfioPci => {
                 self.drivers.new_id(text)?;
                 self.probe_all();
-                Ok(())
             }
-            "remove_id" if driver == Driver::VfioPci => self.drivers.remove_id(text),
-            _ => Err(Errno::EINVAL),
+            "remove_id" if driver == Driver::VfioPci => self.drivers.remove_id(text)?,
+            _ => return Err(Errno::EINVAL),
         }
+        Ok(None)
     }
 
     /// The module option `ids` of vfio-pci (GRP-062).
@@ -98,14 +107,13 @@ impl Host {
         }
     }
 
-    fn store_function(&mut self, address: Address, attribute: &str, text: &str) -> Result<(), Errno> {
+    fn store_function(&mut self, address: Address, attribute: &str, text: &str, len: u64) -> Stored {
         match attribute {
             "driver_override" => {
                 let slot = self.board.slots.entry(address).or_default();
                 slot.driver_override = Some(text.to_owned()).filter(|t| !t.is_empty());
-                Ok(())
             }
-            "sriov_numvfs" => self.set_vfs(address, text.trim().parse().map_err(|_| Errno::EINVAL)?),
+            "sriov_numvfs" => return self.set_vfs(address, text.trim().parse().map_err(|_| Errno::EINVAL)?, len),
             "sriov_drivers_autoprobe" => {
                 let on = match text.trim() {
                     "1" | "y" | "Y" => true,
@@ -113,7 +121,6 @@ impl Host {
                     _ => return Err(Errno::EINVAL),
                 };
                 self.board.slots.entry(address).or_default().sriov_autoprobe = on;
-                Ok(())
             }
             "reset" => {
                 if text.trim() != "1" {
@@ -122,25 +129,32 @@ impl Host {
                 if self.board.fabric.reset_methods(address).is_empty() {
                     return Err(Errno::ENOTTY);
                 }
+                if let Some(ticket) = self.wait_for_lock(address) {
+                    return Ok(Some(ticket));
+                }
                 let now = self.now();
                 if let Some(endpoint) = self.board.endpoint(address) {
                     endpoint.reset(ResetKind::FunctionLevel, now);
                 }
-                Ok(())
             }
             "reset_subordinate" => {
                 if text.trim() != "1" {
                     return Err(Errno::EINVAL);
                 }
-                self.reset_below(address)
+                self.reset_below(address)?;
             }
-            _ => Err(Errno::EACCES),
+            _ => return Err(Errno::EACCES),
         }
+        Ok(None)
     }
 
     /// Resets the bus behind a bridge, with the configuration of each function
-    /// saved before and restored after (GRP-042).
+    /// saved before and restored after (GRP-042). `EAGAIN` while somebody holds
+    /// the lock of one of them.
     fn reset_below(&mut self, bridge: Address) -> Result<(), Errno> {
+        if self.board.fabric.below(bridge).into_iter().any(|function| self.board.is_locked(function)) {
+            return Err(Errno::EAGAIN);
+        }
         let fabric = &mut self.board.fabric;
         let saved: Vec<_> =
             fabric.below(bridge).into_iter().filter_map(|a| Some((a, fabric.function(a)?.save()))).collect();
@@ -172,29 +186,18 @@ impl Host {
         Ok(())
     }
 
-    /// Unbinds a function. Linux would wait here until the user closes
-    /// (API-272); a store that waits is not possible, so it is refused.
-    fn detach(&mut self, address: Address) -> Result<(), Errno> {
-        if self.is_open(address) {
-            self.vfio.request_release(address);
-            return Err(Errno::EBUSY);
-        }
-        if let Some(slot) = self.board.slots.get_mut(&address) {
-            slot.driver = None;
-        }
-        self.vfio.driver_unbound(address, &self.board);
-        Ok(())
-    }
-
     /// GRP-050, GRP-051
-    fn set_vfs(&mut self, pf: Address, wanted: u16) -> Result<(), Errno> {
+    fn set_vfs(&mut self, pf: Address, wanted: u16, len: u64) -> Stored {
         let total = self.board.fabric.function(pf).map_or(0, |f| f.spec().total_vfs);
         if wanted > total {
             return Err(Errno::ERANGE);
         }
+        if let Some(ticket) = self.wait_for_lock(pf) {
+            return Ok(Some(ticket));
+        }
         let present = self.board.fabric.virtual_functions(pf).to_vec();
         if usize::from(wanted) == present.len() {
-            return Ok(());
+            return Ok(None);
         }
         match self.board.driver(pf) {
             Some(Driver::VfioPci) if !self.lab.vfio.enable_sriov => return Err(Errno::ENOENT),
@@ -202,21 +205,13 @@ impl Host {
             None => return Err(Errno::ENOENT),
         }
         if wanted == 0 {
-            if present.iter().any(|vf| self.is_open(*vf)) {
-                return Err(Errno::EBUSY);
-            }
-            for vf in present {
-                if let Some(endpoint) = self.board.slots.remove(&vf).and_then(|slot| slot.endpoint) {
-                    endpoint.requester.attach(None);
-                }
-            }
-            self.board.fabric.disable_vfs(pf);
-            return Ok(());
+            return Ok(self.remove_vfs(pf, len));
         }
         if !present.is_empty() {
             return Err(Errno::EBUSY);
         }
-        self.enable_vfs(pf, wanted).map_err(|_| Errno::ENOMEM)
+        self.enable_vfs(pf, wanted).map_err(|_| Errno::ENOMEM)?;
+        Ok(None)
     }
 
     /// VFs that the lab wants from the start.

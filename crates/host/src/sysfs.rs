@@ -164,7 +164,8 @@ fn add_function(tree: &mut Tree, board: &Board, address: Address, function: &Fun
 
     // GRP-033
     let driver = slot.and_then(|s| s.driver.as_ref());
-    if let Some(driver) = driver {
+    // The links go first when a driver is taken away.
+    if let Some(driver) = driver.filter(|_| !board.is_leaving(address)) {
         let of = format!("{BUS}/drivers/{}", driver.name());
         tree.link(&format!("{dir}/driver"), &of);
         tree.link(&format!("{of}/{address}"), &dir);

@@ -6,6 +6,9 @@
 #![allow(clippy::undocumented_unsafe_blocks)]
 #![allow(clippy::unwrap_used)] // a test in an executable of its own
 
+#[path = "client/waits.rs"]
+mod waits;
+
 use std::ffi::{CString, c_int, c_void};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, exit};
@@ -49,6 +52,9 @@ fn main() {
         Some("hostile") => hostile(),
         Some("many") => many(args[1].parse().unwrap()),
         Some("hang") => hang(),
+        Some("waits") => waits::all(),
+        Some("store-waits") => waits::store(),
+        Some("hang-waiting") => waits::hang(),
         Some("exit") => exit(args[1].parse().unwrap()),
         other => panic!("no client {other:?}"),
     }

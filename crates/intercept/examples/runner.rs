@@ -58,13 +58,15 @@ fn main() {
     processes.sort();
     processes.dedup();
     eprintln!(
-        "kernel: opened={} released={} maps={} unmaps={} stores={} spaces={}",
+        "kernel: opened={} released={} maps={} unmaps={} stores={} spaces={} abandoned={} interrupted={}",
         log.opened,
         log.released,
         log.maps,
         log.unmaps,
         log.stores.len(),
-        processes.len()
+        processes.len(),
+        log.abandoned,
+        log.interrupted
     );
     match result {
         Ok(status) => intercept::exit_like(status),

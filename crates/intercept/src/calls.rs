@@ -4,12 +4,13 @@
 
 use std::os::fd::OwnedFd;
 
-use caller::{Caller, FileId, Reply};
+use caller::{Caller, FileId, Reply, Ticket};
 use uapi::{Errno, region};
 
 use crate::filter::{KVM_SET_DEVICE_ATTR, TYPE_VHOST};
 use crate::identity::{self, Identity};
 use crate::listener::{Listener, Notification, to_core};
+use crate::parked::On;
 use crate::processes::Known;
 use crate::state::State;
 use crate::thread::Thread;
@@ -33,6 +34,8 @@ pub(crate) enum Outcome {
         /// What the number will mean; `None`: none of our files.
         known: Option<Known>,
     },
+    /// Later: the caller waits.
+    Parked(Ticket, On),
 }
 
 impl From<Errno> for Outcome {
@@ -80,14 +83,21 @@ impl State {
                 None => return Ok(Outcome::GoOn),
             },
         };
+        self.ioctl_on(n, listener, file)
+    }
+
+    /// Answers `ioctl` on a file that is known.
+    pub(crate) fn ioctl_on(&mut self, n: &Notification, listener: &Listener, file: FileId) -> Result<Outcome, Errno> {
+        let [_, request, arg, ..] = n.args;
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
         let thread = thread!(self, process, n.tid);
-        match self.kernel.ioctl(file, request, arg, &thread)? {
+        match self.kernel.ioctl(file, request as u32, arg, &thread)? {
             Reply::Value(value) => Ok(Outcome::Done(Ok(value))),
             Reply::NewFile(file) => {
                 let (fd, kind) = self.describe(file)?;
                 Ok(Outcome::NewFd { fd, cloexec: true, known: Some(Known { file, kind, device: None }) })
             }
+            Reply::Parked(ticket) => Ok(Outcome::Parked(ticket, On::Ioctl(file))),
         }
     }
 
@@ -157,9 +167,9 @@ impl State {
         &mut self,
         n: &Notification,
         listener: &Listener,
-        how: &Transfer,
+        how: Transfer,
     ) -> Result<Outcome, Errno> {
-        let [fd, buf, len, offset, ..] = n.args;
+        let [fd, _, _, offset, ..] = n.args;
         let fd = fd as i32;
         let device = region::split(offset).map(|(device, ..)| device);
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
@@ -172,6 +182,25 @@ impl State {
                 None => return Ok(Outcome::GoOn),
             },
         };
+        let outcome = self.transfer_on(n, listener, known, how, 0)?;
+        if known.device.is_none() && device.is_some() {
+            let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+            process.learn(fd, Known { device, ..known });
+        }
+        Ok(outcome)
+    }
+
+    /// Answers a transfer on a file that is known, whose first `done` bytes
+    /// have been moved.
+    pub(crate) fn transfer_on(
+        &mut self,
+        n: &Notification,
+        listener: &Listener,
+        known: Known,
+        how: Transfer,
+        mut done: u64,
+    ) -> Result<Outcome, Errno> {
+        let [_, buf, len, offset, ..] = n.args;
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
         let thread = thread!(self, process, n.tid);
         let mut one = |buf, len: u64, offset| {
@@ -182,30 +211,37 @@ impl State {
                 self.kernel.read(known.file, offset, buf, len, &thread)
             }
         };
-        let done = if how.vectored {
-            if n.args[5] != 0 && how.flags {
-                // No per-call flag means anything on a device.
-                return Err(Errno::EOPNOTSUPP);
+        let wait = |ticket, done| Ok(Outcome::Parked(ticket, On::Transfer { known, how, done }));
+        if !how.vectored {
+            return match one(buf, len, offset)? {
+                Reply::Value(done) => Ok(Outcome::Done(Ok(done))),
+                Reply::Parked(ticket) => wait(ticket, 0),
+                Reply::NewFile(_) => Err(Errno::EIO),
+            };
+        }
+        if n.args[5] != 0 && how.flags {
+            // No per-call flag means anything on a device.
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let mut before = done;
+        for (base, len) in iovecs(&thread, buf, len)? {
+            // Buffers that were moved before the call waited.
+            if before > 0 && len <= before {
+                before -= len;
+                continue;
             }
-            let mut done = 0;
-            for (base, len) in iovecs(&thread, buf, len)? {
-                match one(base, len, offset.saturating_add(done)) {
-                    Ok(n) => {
-                        done += n;
-                        if n < len {
-                            break;
-                        }
+            match one(base, len, offset.saturating_add(done)) {
+                Ok(Reply::Value(n)) => {
+                    done += n;
+                    if n < len {
+                        break;
                     }
-                    Err(errno) if done == 0 => return Err(errno),
-                    Err(_) => break,
                 }
+                Ok(Reply::Parked(ticket)) => return wait(ticket, done),
+                Ok(Reply::NewFile(_)) => return Err(Errno::EIO),
+                Err(errno) if done == 0 => return Err(errno),
+                Err(_) => break,
             }
-            done
-        } else {
-            one(buf, len, offset)?
-        };
-        if known.device.is_none() && device.is_some() {
-            process.learn(fd, Known { device, ..known });
         }
         Ok(Outcome::Done(Ok(done)))
     }

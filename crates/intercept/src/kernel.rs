@@ -7,13 +7,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use caller::{Caller, FileId, ProcessId, Reply};
+use caller::{Caller, FileId, ProcessId, Reply, Ticket, Wait, Wake};
 use device::DeviceFile;
 use uapi::Errno;
 
 use crate::Figures;
 
 /// The pretend kernel behind the intercepted calls. Calls never overlap.
+///
+/// `ioctl`, `read`, `write` and `write_attribute` may answer
+/// [`Reply::Parked`]: the caller waits, everybody else is served, and the file
+/// stays open until [`take_woken`](Self::take_woken) says how the wait ended.
 pub trait Kernel: Send {
     /// `open()` of a node. The id is fresh; errors are those of `open`.
     fn open(&mut self, node: &Node, caller: &dyn Caller) -> Result<FileId, Errno>;
@@ -22,10 +26,10 @@ pub trait Kernel: Send {
     fn ioctl(&mut self, file: FileId, request: u32, arg: u64, caller: &dyn Caller) -> Result<Reply, Errno>;
 
     /// `pread()`: copies to the caller's buffer at `buf`; the bytes done.
-    fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno>;
+    fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno>;
 
     /// `pwrite()`: copies from the caller's buffer at `buf`; the bytes done.
-    fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno>;
+    fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno>;
 
     /// Whether `mmap(len, offset)` of a file is allowed; `shared` for
     /// `MAP_SHARED`, `exec` for `PROT_EXEC`. The mapping itself is made natively.
@@ -52,7 +56,31 @@ pub trait Kernel: Send {
 
     /// A store to a writable attribute (absolute path, symlinks resolved); the
     /// bytes taken.
-    fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<usize, Errno>;
+    fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<Reply, Errno>;
+
+    /// How a call waits; `None` if it does not.
+    fn wait(&self, ticket: Ticket) -> Option<Wait> {
+        let _ = ticket;
+        None
+    }
+
+    /// Takes the calls whose wait is over. Asked after each call, release and
+    /// [`attend`](Self::attend): cheap.
+    fn take_woken(&mut self) -> Vec<(Ticket, Wake)> {
+        Vec::new()
+    }
+
+    /// A signal has come for the caller of a call that waits interruptibly;
+    /// said once. Ends the wait, as a rule with [`Errno::ERESTARTSYS`], or has
+    /// it go on uninterruptibly.
+    fn interrupted(&mut self, ticket: Ticket) {
+        let _ = ticket;
+    }
+
+    /// The caller of a call that waits is gone.
+    fn abandon(&mut self, ticket: Ticket) {
+        let _ = ticket;
+    }
 
     /// What is locked and pinned of a process's memory.
     fn figures(&self, _process: ProcessId) -> Figures {

@@ -30,6 +30,10 @@
 //! Data transfers are recognised by their offset, requests by their type
 //! byte, wherever the program keeps the descriptor.
 //!
+//! # Calls that wait
+//! A call that Linux would make wait is answered later (`parked`): the kernel
+//! says so with a ticket, and later how the wait ended.
+//!
 //! # What it does not do
 //! - `io_uring` on a descriptor of ours bypasses the filter: requests made so
 //!   reach the memfd.
@@ -61,6 +65,7 @@ mod listener;
 mod mounts;
 mod opens;
 mod options;
+mod parked;
 mod paths;
 mod processes;
 mod program;

@@ -7,7 +7,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-use caller::Caller;
+use caller::{Caller, Reply};
 use rustix::fs::{Mode, OFlags};
 use uapi::Errno;
 
@@ -16,6 +16,7 @@ use crate::files::inode_id;
 use crate::filter::ATTRIBUTE_MAX;
 use crate::identity;
 use crate::listener::{Listener, Notification, to_core};
+use crate::parked::On;
 use crate::processes::Known;
 use crate::resolve::{Target, resolve};
 use crate::state::State;
@@ -167,8 +168,16 @@ impl State {
         let thread = thread!(self, process, n.tid);
         let mut data = vec![0u8; len.min(u64::from(ATTRIBUTE_MAX)) as usize];
         thread.read(buf, &mut data)?;
-        let taken = self.kernel.write_attribute(&path, &data)?;
-        Ok(Outcome::Done(Ok(taken as u64)))
+        self.store(path, data)
+    }
+
+    /// Answers a store to an attribute.
+    pub(crate) fn store(&mut self, path: String, data: Vec<u8>) -> Result<Outcome, Errno> {
+        match self.kernel.write_attribute(&path, &data)? {
+            Reply::Value(taken) => Ok(Outcome::Done(Ok(taken))),
+            Reply::Parked(ticket) => Ok(Outcome::Parked(ticket, On::Store { path, data })),
+            Reply::NewFile(_) => Err(Errno::EIO),
+        }
     }
 
     /// The absolute path that a call means; `None` if it cannot lead to the

@@ -261,9 +261,15 @@ pub(crate) fn parent_of(pid: i32) -> Option<i32> {
     status_field(pid, "PPid:")
 }
 
-fn status_field(tid: i32, name: &str) -> Option<i32> {
+/// `/proc/TID/status`.
+pub(crate) fn status(tid: i32) -> Option<String> {
     let mut text = String::new();
     File::open(format!("/proc/{tid}/status")).ok()?.take(4096).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn status_field(tid: i32, name: &str) -> Option<i32> {
+    let text = status(tid)?;
     text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }
 

@@ -17,6 +17,7 @@ use crate::files::Files;
 use crate::filter::{Choice, assemble};
 use crate::launch::{Launched, launch};
 use crate::mounts::{Plan, plan};
+use crate::parked::Parked;
 use crate::processes::Processes;
 use crate::program::Program;
 use crate::scratch::Scratch;
@@ -24,7 +25,7 @@ use crate::side::{Side, Verdict};
 use crate::signals::{Signals, default_dispositions};
 use crate::state::State;
 use crate::supervisor::Shared;
-use crate::{Error, Isolation, Kernel, Options, Tree};
+use crate::{Error, Isolation, Kernel, Options, Tree, Waker};
 
 /// Runs a program in front of `kernel` and returns when it and all its
 /// descendants are gone, with the status of the program itself.
@@ -68,6 +69,7 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
     let mut main = Killed(Some(started.launched.pid));
     raise_descriptor_limit();
     let ends = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).map_err(Error::os("epoll_create"))?);
+    let nudge = Waker::new().map_err(|source| Error::Os { what: "making an eventfd", source })?;
     let Launched { pid, pidfd, listener, socket } = started.launched;
     let shared = Shared {
         listener,
@@ -87,6 +89,8 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
             sysfs_writable: options.sysfs_writable,
             process_figures: options.process_figures,
             namespaces: namespaces_of(pid, isolation),
+            parked: Parked::default(),
+            nudge: nudge.clone(),
             generation,
         }),
         over: AtomicBool::new(false),
@@ -101,6 +105,7 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
             ends,
             signals,
             waker: options.waker.clone(),
+            nudge,
             server: this_thread(),
         };
         let builder = std::thread::Builder::new().name("vfuse-side".into());

@@ -26,6 +26,7 @@ const MAIN: u64 = 4;
 const EXEC: u64 = 5;
 const SIGNALS: u64 = 6;
 const WAKER: u64 = 7;
+const NUDGE: u64 = 8;
 
 /// How the program went.
 #[derive(Debug, Default)]
@@ -45,6 +46,8 @@ pub(crate) struct Side<'a> {
     pub(crate) ends: Arc<OwnedFd>,
     pub(crate) signals: Option<Signals>,
     pub(crate) waker: Option<Waker>,
+    /// The serving thread has something for this one.
+    pub(crate) nudge: Waker,
     /// The thread that serves, to be woken on kernels before 6.11.
     pub(crate) server: libc::pthread_t,
 }
@@ -60,6 +63,7 @@ impl Side<'_> {
         add(&closed, CLOSED, EventFlags::IN)?;
         add(&*self.ends, ENDS, EventFlags::IN)?;
         add(&self.pidfd, MAIN, EventFlags::IN)?;
+        add(&self.nudge, NUDGE, EventFlags::IN)?;
         if let Some(socket) = &self.socket {
             add(socket, EXEC, EventFlags::IN)?;
         }
@@ -75,9 +79,12 @@ impl Side<'_> {
         let mut events = Vec::with_capacity(16);
         while !(abandoned && verdict.status.is_some()) {
             let soon = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-            let settling = self.shared.lock().files.is_settling();
+            let state = self.shared.lock();
+            let patience = state.parked.patience().and_then(|wait| Timespec::try_from(wait).ok());
+            let timeout = if state.files.is_settling() { Some(soon) } else { patience };
+            drop(state);
             events.clear();
-            match epoll::wait(&poller, rustix::buffer::spare_capacity(&mut events), settling.then_some(&soon)) {
+            match epoll::wait(&poller, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }
@@ -88,6 +95,7 @@ impl Side<'_> {
                         let _ = epoll::delete(&poller, &self.shared.listener);
                     }
                     ENDS => self.take_ends(),
+                    NUDGE => self.nudge.clear(),
                     MAIN => {
                         verdict.status = self.reap_main(verdict.status);
                         if verdict.status.is_some() {
@@ -119,6 +127,7 @@ impl Side<'_> {
             let mut state = self.shared.lock();
             state.release_closed();
             state.refresh_tree();
+            state.look_after_parked(&self.shared.listener);
         }
         self.shared.over.store(true, Ordering::Release);
         // Newer kernels have woken the server themselves.

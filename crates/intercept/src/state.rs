@@ -13,8 +13,9 @@ use crate::events::Events;
 use crate::farm::Farm;
 use crate::files::{Files, InodeId};
 use crate::launch::mount_node;
+use crate::parked::Parked;
 use crate::processes::Processes;
-use crate::{FileKind, Isolation, Kernel, Node};
+use crate::{FileKind, Isolation, Kernel, Node, Waker};
 
 /// Everything that answering a call needs.
 pub(crate) struct State {
@@ -50,6 +51,10 @@ pub(crate) struct State {
     pub(crate) process_figures: bool,
     /// Namespaces of the program, for mounts that come later.
     pub(crate) namespaces: Vec<OwnedFd>,
+    /// Calls that wait.
+    pub(crate) parked: Parked,
+    /// Has the side thread look after calls that wait.
+    pub(crate) nudge: Waker,
     /// The tree that the farm shows.
     pub(crate) generation: u64,
 }
@@ -58,14 +63,22 @@ impl State {
     /// Tells the kernel of files that were closed.
     pub(crate) fn release_closed(&mut self) {
         for file in self.files.take_closed() {
-            tracing::debug!(target: "vfuse::call", file = file.0, "released");
-            self.kernel.release(file);
+            if !self.parked.defers(file) {
+                self.release(file);
+            }
         }
+    }
+
+    /// Tells the kernel that a file is no longer open.
+    pub(crate) fn release(&mut self, file: FileId) {
+        tracing::debug!(target: "vfuse::call", file = file.0, "released");
+        self.kernel.release(file);
     }
 
     /// Everything is over: releases what is left.
     pub(crate) fn release_all(&mut self) {
         self.release_closed();
+        self.drop_parked();
         for file in self.files.all() {
             self.kernel.release(file);
         }

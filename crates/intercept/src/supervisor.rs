@@ -76,8 +76,7 @@ impl Shared {
     }
 
     fn handle(&self, n: &Notification) {
-        let watched = tracing::enabled!(target: "vfuse::call", tracing::Level::DEBUG);
-        let start = watched.then(Instant::now);
+        let asked = Asked::now(*n);
         let mut state = self.lock();
         let transfer = transfer_of(n.nr);
         if transfer.is_none() {
@@ -86,57 +85,85 @@ impl Shared {
             state.release_closed();
         }
         let outcome = match transfer {
-            Some(how) => state.read_write(n, &self.listener, &how),
+            Some(how) => state.read_write(n, &self.listener, how),
             None => state.dispatch(n, &self.listener),
         };
         state.refresh_tree();
-        let outcome = outcome.unwrap_or_else(Outcome::from);
+        state.finish(asked, outcome.unwrap_or_else(Outcome::from), &self.listener);
+        state.answer_woken(&self.listener);
+    }
+}
+
+/// A call, and when it came.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// The call.
+    pub(crate) n: Notification,
+    /// Only if somebody watches.
+    start: Option<Instant>,
+}
+
+impl Asked {
+    fn now(n: Notification) -> Asked {
+        let watched = tracing::enabled!(target: "vfuse::call", tracing::Level::DEBUG);
+        Asked { n, start: watched.then(Instant::now) }
+    }
+}
+
+impl State {
+    /// Gives a call its answer, or has it wait.
+    pub(crate) fn finish(&mut self, asked: Asked, outcome: Outcome, listener: &Listener) {
+        let n = &asked.n;
         let result = match outcome {
             Outcome::GoOn => {
-                let _ = self.listener.go_on(n.id);
+                let _ = listener.go_on(n.id);
                 return;
             }
+            Outcome::Parked(ticket, on) => return self.park(asked, ticket, on),
             Outcome::Answered => Ok(0),
             Outcome::Done(result) => {
                 // ENOENT: the caller was killed meanwhile.
-                let _ = self.listener.answer(n.id, result);
+                let _ = listener.answer(n.id, result);
                 result
             }
-            Outcome::NewFd { fd, cloexec, known } => match self.listener.answer_fd(n.id, fd.as_fd(), cloexec) {
+            Outcome::NewFd { fd, cloexec, known } => match listener.answer_fd(n.id, fd.as_fd(), cloexec) {
                 Ok(number) => {
-                    state.given(n, number, known);
+                    self.given(n, number, known);
                     Ok(number as u64)
                 }
                 // The description closes with `fd`, and its file with that.
                 Err(errno) => {
                     let result = Err(to_core(errno));
-                    let _ = self.listener.answer(n.id, result);
+                    let _ = listener.answer(n.id, result);
                     result
                 }
             },
         };
-        if let Some(start) = start {
-            let file = state.file_of(n, n.args[0] as i32).map(|file| file.0);
-            let pid = state.processes.of_thread(n.tid, || true).map_or(0, |process| process.pid);
-            let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            let [a, b, c, d, ..] = n.args;
-            if libc::c_long::from(n.nr) == libc::SYS_ioctl {
-                let request = Request(b as u32);
-                tracing::debug!(
-                    target: "vfuse::call", pid, tid = n.tid, call = "ioctl", fd = a as i32, file, %request,
-                    arg = format_args!("{c:#x}"), result = %Shown(result), nanos
-                );
-            } else {
-                tracing::debug!(
-                    target: "vfuse::call", pid, tid = n.tid, call = call_name(n.nr), fd = a as i32, file,
-                    args = format_args!("{b:#x} {c:#x} {d:#x}"), result = %Shown(result), nanos
-                );
-            }
+        if let Some(start) = asked.start {
+            self.show(n, result, start);
         }
     }
-}
 
-impl State {
+    /// Tells of a call that was answered.
+    fn show(&mut self, n: &Notification, result: Result<u64, Errno>, start: Instant) {
+        let file = self.file_of(n, n.args[0] as i32).map(|file| file.0);
+        let pid = self.processes.of_thread(n.tid, || true).map_or(0, |process| process.pid);
+        let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let [a, b, c, d, ..] = n.args;
+        if libc::c_long::from(n.nr) == libc::SYS_ioctl {
+            let request = Request(b as u32);
+            tracing::debug!(
+                target: "vfuse::call", pid, tid = n.tid, call = "ioctl", fd = a as i32, file, %request,
+                arg = format_args!("{c:#x}"), result = %Shown(result), nanos
+            );
+        } else {
+            tracing::debug!(
+                target: "vfuse::call", pid, tid = n.tid, call = call_name(n.nr), fd = a as i32, file,
+                args = format_args!("{b:#x} {c:#x} {d:#x}"), result = %Shown(result), nanos
+            );
+        }
+    }
+
     fn dispatch(&mut self, n: &Notification, listener: &Listener) -> Result<Outcome, Errno> {
         match libc::c_long::from(n.nr) {
             libc::SYS_ioctl => self.ioctl(n, listener),

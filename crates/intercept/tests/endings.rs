@@ -118,6 +118,20 @@ fn a_program_that_is_killed() {
 }
 
 #[test]
+fn a_program_that_is_killed_while_its_call_waits() {
+    for way in Way::all() {
+        let mut runner = spawn(way, &[&client(), "hang-waiting"]);
+        let mut line = String::new();
+        BufReader::new(runner.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let pid = Pid::from_raw(line.trim().strip_prefix("ready ").unwrap().parse().unwrap()).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+        let ran = harness::Ran::of(&runner.wait_with_output().unwrap());
+        assert_eq!(ran.signal, Some(libc::SIGKILL));
+        assert_eq!((ran.seen("opened"), ran.seen("released"), ran.seen("abandoned")), (2, 2, 1), "{way:?}");
+    }
+}
+
+#[test]
 fn the_program_dies_with_its_supervisor() {
     for way in Way::all() {
         let (mut runner, pid) = hanging(way);

@@ -156,6 +156,22 @@ fn the_machine_shows_through() {
     }
 }
 
+#[test]
+fn calls_that_wait() {
+    for ran in client(&["waits"]) {
+        assert_eq!((ran.seen("abandoned"), ran.seen("interrupted")), (16 + 1, 2));
+    }
+}
+
+#[test]
+fn stores_that_wait() {
+    for way in Way::all() {
+        let ran = runner(way, &["--sysfs-writable"], &[&harness::client(), "store-waits"]);
+        assert_eq!(ran.code, Some(0), "{way:?}: {}", ran.text());
+        assert_eq!((ran.seen("abandoned"), ran.seen("stores")), (1, 1), "{way:?}");
+    }
+}
+
 // GRP-050
 #[test]
 fn attributes_take_stores_when_they_are_to() {

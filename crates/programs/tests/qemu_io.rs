@@ -51,6 +51,40 @@ in_each_way! {
         wrong.exited(1).said("Pattern verification failed");
     }
 
+    /// API-272: the store to `unbind` waits until QEMU lets go, also when one
+    /// that waits is killed; the disk works on meanwhile. Then the device is
+    /// unbound.
+    fn unbound_while_in_use(way) {
+        let outcome = Vfuse::new(way).options(["--sysfs-writable"]).shell(&format!(
+            "device=/sys/bus/pci/devices/0000:01:00.0
+             drivers=/sys/bus/pci/drivers/vfio-pci
+             mkfifo commands
+             qemu-io -f raw {DISK} < commands > said &
+             exec 3> commands
+             echo 'write -P 7 0 64k' >&3
+             while ! grep -q wrote said; do :; done
+             sh -c \"echo 0000:01:00.0 > $drivers/unbind\" & waits=$!
+             while test -e $device/driver; do :; done
+             sh -c \"echo 0000:01:00.0 > $drivers/unbind\" & killed=$!
+             sleep 0.1
+             kill -KILL $killed
+             ! wait $killed
+             echo 'read -P 7 0 64k' >&3
+             while ! grep -q read.65536 said; do :; done
+             kill -0 $waits
+             test -e /dev/vfio/1
+             echo quit >&3
+             wait $waits
+             test ! -e /dev/vfio/1
+             echo vfio-pci > $device/driver_override
+             echo 0000:01:00.0 > $drivers/bind
+             exec 3>&-
+             qemu-io -f raw -c 'read -P 7 0 64k' {DISK} > again
+             ! grep failed said again"
+        ));
+        outcome.succeeded();
+    }
+
     /// A RAM disk begins as zeros; the end of the disk is its end.
     fn zeros_at_first_and_an_end(way) {
         let vfuse = Vfuse::new(way).device("nvme,addr=01:00.0,size=16M");

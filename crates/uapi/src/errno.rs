@@ -34,6 +34,10 @@ errnos! {
 }
 
 impl Errno {
+    /// A signal has ended a wait: the program's handler decides between
+    /// `EINTR` and making the call again. Linux keeps it from programs.
+    pub const ERESTARTSYS: Errno = Errno(512);
+
     /// The error for a raw number; a number that is not positive becomes `EIO`.
     #[must_use]
     pub const fn from_raw(raw: i32) -> Errno {

@@ -148,8 +148,11 @@ impl Vfio {
         let name = String::from_utf8_lossy(&name);
         let group = self.group(file)?;
         let candidates = if group.is_lost() { Vec::new() } else { self.table.vfio_devices(cx.board, group.number) };
-        let device =
-            candidates.into_iter().find(|address| self.devices.matches(*address, &name)).ok_or(Errno::ENODEV)?;
+        let device = candidates
+            .into_iter()
+            .filter(|address| !cx.board.is_leaving(*address))
+            .find(|address| self.devices.matches(*address, &name));
+        let device = device.ok_or(Errno::ENODEV)?;
         self.devices.check_options(device, &name, cx.board)?;
         let group = self.group(file)?;
 

@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ::device::{Board, DeviceFile, Driver};
-use caller::{Accounts, Caller, FileId, FileIds, Platform, Reply, WatchId};
+use caller::{Accounts, Caller, FileId, FileIds, Parking, Platform, Reply, WatchId};
 use iommufd::Iommufd;
 use pci::Address;
 use uapi::Errno;
@@ -102,6 +102,8 @@ pub struct Context<'a> {
     pub iommufd: &'a mut Iommufd,
     /// Where ids of new files come from.
     pub files: &'a mut FileIds,
+    /// Where calls wait.
+    pub parking: &'a mut Parking,
 }
 
 impl Vfio {

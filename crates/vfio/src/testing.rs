@@ -11,7 +11,9 @@ use ::device::{
     Board, Device, DeviceFile, DeviceFiles, Driver, Endpoint, Event, Io, NoDeviceFile, RegionLayout, ResetKind, Slot,
     Turn, Window,
 };
-use caller::{Caller, Capability, FileId, FileIds, Pinned, Platform, ProcessId, Reply, WatchId, is_user_range};
+use caller::{
+    Caller, Capability, FileId, FileIds, Parking, Pinned, Platform, ProcessId, Reply, WatchId, is_user_range,
+};
 use iommu::{Memory, MemoryFault};
 use iommufd::Iommufd;
 use pci::{Address, FabricBuilder, FunctionSpec};
@@ -456,6 +458,7 @@ pub(crate) struct Lab {
     pub(crate) board: Board,
     pub(crate) iommufd: Iommufd,
     pub(crate) files: FileIds,
+    pub(crate) parking: Parking,
     pub(crate) platform: Arc<TestPlatform>,
     pub(crate) client: Client,
 }
@@ -469,6 +472,7 @@ impl Lab {
             board: Board::default(),
             iommufd: Iommufd::new(Arc::clone(&platform) as Arc<dyn Platform>, iommufd::Options::default()),
             files: FileIds::default(),
+            parking: Parking::default(),
             platform,
             client: Client::new(1),
         }
@@ -539,14 +543,14 @@ impl Lab {
 
     /// What a call needs, with another program.
     pub(crate) fn split<'a>(&'a mut self, client: &'a Client) -> (&'a mut Vfio, Context<'a>) {
-        let Lab { vfio, board, iommufd, files, .. } = self;
-        (vfio, Context { caller: client, board, iommufd, files })
+        let Lab { vfio, board, iommufd, files, parking, .. } = self;
+        (vfio, Context { caller: client, board, iommufd, files, parking })
     }
 
     /// What a call needs.
     pub(crate) fn parts(&mut self) -> (&mut Vfio, Context<'_>) {
-        let Lab { vfio, board, iommufd, files, client, .. } = self;
-        (vfio, Context { caller: client, board, iommufd, files })
+        let Lab { vfio, board, iommufd, files, parking, client, .. } = self;
+        (vfio, Context { caller: client, board, iommufd, files, parking })
     }
 
     /// Opens `/dev/vfio/vfio`.
@@ -568,7 +572,7 @@ impl Lab {
         let (vfio, mut cx) = self.parts();
         match vfio.ioctl(file, request, arg, &mut cx)? {
             Reply::Value(value) => Ok(value),
-            Reply::NewFile(file) => panic!("unexpected {file:?}"),
+            other => panic!("unexpected {other:?}"),
         }
     }
 
@@ -591,7 +595,7 @@ impl Lab {
         let (vfio, mut cx) = self.parts();
         match vfio.ioctl(group, GET_DEVICE_FD, arg, &mut cx)? {
             Reply::NewFile(file) => Ok(file),
-            Reply::Value(value) => panic!("unexpected {value}"),
+            other => panic!("unexpected {other:?}"),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use caller::{Caller, FileId, ProcessId, Reply};
+use caller::{Caller, FileId, ProcessId, Reply, Ticket, Wait, Wake};
 use device::{DeviceFile, Endpoint};
 use host::tree::{Entry, Node};
 use host::{FileKind, Host};
@@ -20,13 +20,25 @@ pub(crate) struct Running {
     /// Endpoints that the executor has, as of tree generation `generation`.
     placed: Vec<Arc<Endpoint>>,
     generation: Option<u64>,
+    /// Calls whose wait is over.
+    woken: Vec<(Ticket, Wake)>,
+    /// The host's deadline that the platform's timer was set to.
+    deadline: Option<u64>,
 }
 
 impl Running {
     pub(crate) fn new(host: Arc<Mutex<Host>>, platform: Arc<Real>) -> Running {
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let executor = Executor::new(workers, platform.clock());
-        let mut running = Running { host, platform, executor, placed: Vec::new(), generation: None };
+        let mut running = Running {
+            host,
+            platform,
+            executor,
+            placed: Vec::new(),
+            generation: None,
+            woken: Vec::new(),
+            deadline: None,
+        };
         running.place();
         running
     }
@@ -50,6 +62,19 @@ impl Running {
         self.placed = present;
     }
 
+    /// Does something that may end waits or set deadlines.
+    fn act<T>(&mut self, action: impl FnOnce(&mut Host) -> T) -> T {
+        let mut host = self.host.lock().unwrap_or_else(|e| e.into_inner());
+        let result = action(&mut host);
+        self.woken.append(&mut host.take_woken());
+        let deadline = host.deadline();
+        if self.deadline != deadline {
+            self.deadline = deadline;
+            self.platform.set_deadline(deadline);
+        }
+        result
+    }
+
     /// The control socket's thread looks at the host too.
     fn host(&self) -> MutexGuard<'_, Host> {
         self.host.lock().unwrap_or_else(|e| e.into_inner())
@@ -64,19 +89,19 @@ impl intercept::Kernel for Running {
             None if node.0 == "iommu" => Node::Iommufd,
             None => return Err(Errno::ENOENT),
         };
-        self.host().open(node, caller)
+        self.act(|host| host.open(node, caller))
     }
 
     fn ioctl(&mut self, file: FileId, request: u32, arg: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
-        self.host().ioctl(file, request, arg, caller)
+        self.act(|host| host.ioctl(file, request, arg, caller))
     }
 
-    fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
-        self.host().read(file, offset, buf, len, caller)
+    fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
+        self.act(|host| host.read(file, offset, buf, len, caller))
     }
 
-    fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
-        self.host().write(file, offset, buf, len, caller)
+    fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
+        self.act(|host| host.write(file, offset, buf, len, caller))
     }
 
     fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool, exec: bool) -> Result<(), Errno> {
@@ -84,7 +109,8 @@ impl intercept::Kernel for Running {
     }
 
     fn release(&mut self, file: FileId) {
-        self.host().release(file);
+        self.act(|host| host.release(file));
+        self.place();
     }
 
     fn device_file(&self, file: FileId) -> Option<Arc<dyn DeviceFile>> {
@@ -122,8 +148,8 @@ impl intercept::Kernel for Running {
         tree
     }
 
-    fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<usize, Errno> {
-        let result = self.host().store(path, data);
+    fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<Reply, Errno> {
+        let result = self.act(|host| host.store(path, data));
         self.place();
         result
     }
@@ -134,9 +160,33 @@ impl intercept::Kernel for Running {
         intercept::Figures { locked: locked.saturating_mul(PAGE_KIB), pinned: pinned.saturating_mul(PAGE_KIB) }
     }
 
+    fn wait(&self, ticket: Ticket) -> Option<Wait> {
+        self.host().wait(ticket)
+    }
+
+    fn take_woken(&mut self) -> Vec<(Ticket, Wake)> {
+        std::mem::take(&mut self.woken)
+    }
+
+    fn interrupted(&mut self, ticket: Ticket) {
+        self.act(|host| host.interrupted(ticket));
+    }
+
+    fn abandon(&mut self, ticket: Ticket) {
+        self.act(|host| host.abandon(ticket));
+        self.woken.retain(|(woken, _)| *woken != ticket);
+    }
+
     fn attend(&mut self) {
-        for watch in self.platform.fired() {
-            self.host().event_fired(watch);
-        }
+        let fired = self.platform.fired();
+        // The timer may have gone off.
+        self.deadline = None;
+        self.act(|host| {
+            for watch in fired {
+                host.event_fired(watch);
+            }
+            host.elapse();
+        });
+        self.place();
     }
 }

@@ -10,6 +10,9 @@ use anyhow::{Context, Result};
 use caller::{Platform, WatchId};
 use device::{DeviceFiles, Event};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use sys::clock::Clock;
 use sys::event::EventFd;
 use sys::window::MemfdFiles;
@@ -22,12 +25,16 @@ pub(crate) struct Real {
     watches: Arc<Watches>,
 }
 
-/// Eventfds that the core waits for: irqfd and ioeventfd.
+/// What the core waits for: eventfds (irqfd and ioeventfd), and the time.
 #[derive(Debug)]
 struct Watches {
     epoll: OwnedFd,
+    timer: OwnedFd,
     state: Mutex<State>,
 }
+
+/// Stands for the timer among the watches.
+const TIMER: u64 = u64::MAX;
 
 #[derive(Debug, Default)]
 struct State {
@@ -56,7 +63,9 @@ impl Watches {
             let mut state = self.state();
             for event in &ready {
                 let id = event.data.u64();
-                if state.events.get(&id).is_some_and(|event| event.take() > 0) {
+                if id == TIMER {
+                    let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
+                } else if state.events.get(&id).is_some_and(|event| event.take() > 0) {
                     state.fired.push(WatchId(id));
                 }
             }
@@ -70,7 +79,10 @@ impl Real {
     /// `waker` is used when a watched event has fired; [`fired`](Self::fired) says which.
     pub(crate) fn new(waker: intercept::Waker) -> Result<Arc<Real>> {
         let epoll = epoll::create(CreateFlags::CLOEXEC).context("cannot make an epoll descriptor")?;
-        let watches = Arc::new(Watches { epoll, state: Mutex::default() });
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
+            .context("cannot make a timer")?;
+        epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN).context("cannot make a timer")?;
+        let watches = Arc::new(Watches { epoll, timer, state: Mutex::default() });
         let waiter = Arc::clone(&watches);
         std::thread::Builder::new()
             .name("events".into())
@@ -82,6 +94,17 @@ impl Real {
     /// Takes the watches that fired since the last call.
     pub(crate) fn fired(&self) -> Vec<WatchId> {
         std::mem::take(&mut self.watches.state().fired)
+    }
+
+    /// The waker is used at this time of [`now`](Platform::now), too.
+    pub(crate) fn set_deadline(&self, at: Option<u64>) {
+        // Zero disarms.
+        let left = at.map_or(0, |at| at.saturating_sub(self.clock.now()).max(1));
+        let value = Timespec { tv_sec: (left / 1_000_000_000) as i64, tv_nsec: (left % 1_000_000_000) as i64 };
+        let spec = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        if let Err(error) = timerfd_settime(&self.watches.timer, TimerfdTimerFlags::empty(), &spec) {
+            tracing::error!(%error, "a deadline cannot be set");
+        }
     }
 
     pub(crate) fn clock(&self) -> Clock {

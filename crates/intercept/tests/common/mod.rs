@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use caller::{Caller, FileId, FileIds, ProcessId, Reply};
+use caller::{Caller, FileId, FileIds, Parking, ProcessId, Reply, Ticket, Wait, Wake};
 use device::{DeviceFile, DeviceFiles, RegionLayout};
 use intercept::{FileKind, Kernel, Node, Tree};
 use uapi::{Errno, region};
@@ -20,6 +20,8 @@ pub struct Log {
     pub unmaps: u64,
     pub stores: Vec<(String, Vec<u8>)>,
     pub processes: Vec<ProcessId>,
+    pub abandoned: u64,
+    pub interrupted: u64,
 }
 
 /// The pretend kernel.
@@ -30,6 +32,11 @@ pub struct Fake {
     config: [u8; 256],
     generation: u64,
     vfs: u32,
+    parking: Parking,
+    /// Calls at the gate; `None` if it is open.
+    gate: Option<Vec<Ticket>>,
+    /// Calls that wait for a close.
+    for_close: Vec<Ticket>,
     pub log: Arc<Mutex<Log>>,
 }
 
@@ -54,6 +61,9 @@ impl Fake {
             config: std::array::from_fn(|n| n as u8),
             generation: 1,
             vfs: 0,
+            parking: Parking::default(),
+            gate: None,
+            for_close: Vec::new(),
             log: Arc::default(),
         }
     }
@@ -67,6 +77,14 @@ impl Fake {
         }
         self.log.lock().unwrap().opened += 1;
         id
+    }
+
+    /// Makes the call wait if the gate is closed.
+    fn at_gate(&mut self, wait: Wait) -> Option<Reply> {
+        let gate = self.gate.as_mut()?;
+        let ticket = self.parking.park(wait);
+        gate.push(ticket);
+        Some(Reply::Parked(ticket))
     }
 
     fn count(&self, kind: FileKind) -> usize {
@@ -148,6 +166,31 @@ impl Kernel for Fake {
             }
             // A mistake in the kernel, for the front door to survive.
             (FileKind::Device, RESET) if arg == 0xbad => panic!("asked for"),
+            (FileKind::Device, RESET) if arg == 0x10 => match self.at_gate(Wait::Uninterruptible) {
+                Some(waits) => return Ok(waits),
+                None => 77,
+            },
+            (FileKind::Device, RESET) if arg == 0x11 => {
+                let waiting = self.parking.len();
+                for ticket in self.gate.take().unwrap_or_default() {
+                    self.parking.wake(ticket, Wake::Retry);
+                }
+                waiting as u64
+            }
+            (FileKind::Device, RESET) if arg == 0x12 => match self.at_gate(Wait::Interruptible) {
+                Some(waits) => return Ok(waits),
+                None => 77,
+            },
+            (FileKind::Device, RESET) if arg == 0x13 => {
+                self.gate.get_or_insert_default();
+                0
+            }
+            (FileKind::Device, RESET) if arg == 0x14 => self.parking.len() as u64,
+            (FileKind::Device, RESET) if arg == 0x15 => {
+                let ticket = self.parking.park(Wait::Uninterruptible);
+                self.for_close.push(ticket);
+                return Ok(Reply::Parked(ticket));
+            }
             (FileKind::Device, RESET) => 0,
             (FileKind::Iommufd, 0x3b81) => 5,
             _ => return Err(Errno::ENOTTY),
@@ -155,24 +198,29 @@ impl Kernel for Fake {
         Ok(Reply::Value(value))
     }
 
-    fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+    fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
         let (0, 7, at) = region::split(offset).ok_or(Errno::EINVAL)? else { return Err(Errno::EINVAL) };
         if self.files.get(&file) != Some(&FileKind::Device) {
             return Err(Errno::EINVAL);
         }
+        if at == 0xf0
+            && let Some(waits) = self.at_gate(Wait::Uninterruptible)
+        {
+            return Ok(waits);
+        }
         let len = len.min(256u64.saturating_sub(at));
         caller.write(buf, &self.config[(at.min(256)) as usize..(at.min(256) + len) as usize])?;
-        Ok(len)
+        Ok(Reply::Value(len))
     }
 
-    fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+    fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
         let (0, 7, at) = region::split(offset).ok_or(Errno::EINVAL)? else { return Err(Errno::EINVAL) };
         if self.files.get(&file) != Some(&FileKind::Device) {
             return Err(Errno::EINVAL);
         }
         let len = len.min(256u64.saturating_sub(at));
         caller.read(buf, &mut self.config[(at.min(256)) as usize..(at.min(256) + len) as usize])?;
-        Ok(len)
+        Ok(Reply::Value(len))
     }
 
     fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool, _exec: bool) -> Result<(), Errno> {
@@ -186,6 +234,11 @@ impl Kernel for Fake {
         let mut log = self.log.lock().unwrap();
         log.released += u64::from(kind.is_some());
         drop(log);
+        if kind == Some(FileKind::Device) {
+            for ticket in std::mem::take(&mut self.for_close) {
+                self.parking.wake(ticket, Wake::Done(Ok(55)));
+            }
+        }
         if self.count(FileKind::Device) == 0 {
             self.device = None;
         }
@@ -238,10 +291,36 @@ impl Kernel for Fake {
         intercept::Figures { locked: 8, pinned: 12 }
     }
 
-    fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<usize, Errno> {
+    fn wait(&self, ticket: Ticket) -> Option<Wait> {
+        self.parking.wait(ticket)
+    }
+
+    fn take_woken(&mut self) -> Vec<(Ticket, Wake)> {
+        self.parking.take_woken()
+    }
+
+    fn interrupted(&mut self, ticket: Ticket) {
+        self.log.lock().unwrap().interrupted += 1;
+        self.parking.wake(ticket, Wake::Done(Err(Errno::ERESTARTSYS)));
+    }
+
+    fn abandon(&mut self, ticket: Ticket) {
+        self.log.lock().unwrap().abandoned += 1;
+        self.parking.abandon(ticket);
+    }
+
+    fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<Reply, Errno> {
+        if data == b"wait\n"
+            && let Some(waits) = self.at_gate(Wait::Uninterruptible)
+        {
+            return Ok(waits);
+        }
         self.log.lock().unwrap().stores.push((path.to_owned(), data.to_owned()));
         if path.ends_with("/sriov_numvfs") {
             let text = std::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
+            if text == "wait\n" {
+                return Ok(Reply::Value(5));
+            }
             let vfs: u32 = text.trim().parse().map_err(|_| Errno::EINVAL)?;
             if vfs > 4 {
                 return Err(Errno::ERANGE);
@@ -249,6 +328,6 @@ impl Kernel for Fake {
             self.vfs = vfs;
             self.generation += 1;
         }
-        Ok(data.len())
+        Ok(Reply::Value(data.len() as u64))
     }
 }

@@ -2,8 +2,8 @@
 //! Hot reset: a slot or a bus with everything on it (vfio-hot-reset.md,
 //! sections 2, 3, 5 and 6, as far as groups go).
 //!
-//! Calls do not overlap here, so the contention that Linux answers with EBUSY
-//! or EAGAIN does not come about.
+//! Calls do not overlap here, so of the contention that Linux answers with
+//! EBUSY or EAGAIN only that with a task that waits comes about (an unbind).
 
 use std::collections::BTreeSet;
 
@@ -83,6 +83,9 @@ impl Devices {
         if !set.iter().all(is_owned) {
             return Err(Errno::EINVAL);
         }
+        if scope.iter().any(|device| cx.board.is_locked(*device)) {
+            return Err(Errno::EAGAIN);
+        }
         let now = self.now();
         self.reset_all(&scope, cx.board, now);
         Ok(())
@@ -101,7 +104,7 @@ impl Devices {
             return;
         }
         let Ok(scope) = board.fabric.hot_reset_scope(address) else { return };
-        if scope.iter().all(|device| set.contains(device)) {
+        if scope.iter().all(|device| set.contains(device) && !board.is_locked(*device)) {
             let now = self.now();
             self.reset_all(&scope, board, now);
             self.needs_reset.retain(|device| !set.contains(device));

@@ -96,7 +96,7 @@ impl Devices {
         cx: &mut Context<'_>,
     ) -> Result<(), Errno> {
         self.check_options(address, name, cx.board)?;
-        if cx.board.driver(address) != Some(&Driver::VfioPci) {
+        if cx.board.driver(address) != Some(&Driver::VfioPci) || cx.board.is_leaving(address) {
             return Err(Errno::ENODEV);
         }
         if !self.open.contains_key(&address) {

@@ -9,8 +9,9 @@ use uapi::Errno;
 use super::state::Device;
 
 impl Device {
-    /// VFIO_DEVICE_RESET: `EINVAL` if no method was proven at open, `ENOTTY`
-    /// if none works now (API-179). The shadow and the interrupts stay as they
+    /// VFIO_DEVICE_RESET: `EINVAL` if no method was proven at open, `EAGAIN`
+    /// while somebody holds the device's lock, `ENOTTY` if none works now
+    /// (API-179). The shadow and the interrupts stay as they
     /// are (API-181, API-182).
     pub(super) fn reset(&mut self, board: &mut Board, now: u64) -> Result<(), Errno> {
         if !self.reset_works {
@@ -32,6 +33,10 @@ impl Device {
 
     /// Saves, resets by the first method that works, restores (ERR-075).
     pub(super) fn reset_function(&mut self, board: &mut Board, now: u64) -> Result<(), Errno> {
+        if board.is_locked(self.address) {
+            self.sync(board, now);
+            return Err(Errno::EAGAIN);
+        }
         let saved = board.fabric.function(self.address).ok_or(Errno::ENODEV)?.save();
         self.zap(now);
         self.hw_write(board, cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE), now);

@@ -82,7 +82,7 @@ fn has_broken_intx(function: &Function) -> bool {
 }
 
 impl Device {
-    /// The first open (API-189). `EAGAIN` never comes: resets do not overlap.
+    /// The first open (API-189). `EAGAIN` while somebody holds the device's lock.
     pub(super) fn open(
         address: Address,
         number: u32,
@@ -131,7 +131,10 @@ impl Device {
         let function = board.fabric.function_mut(address).ok_or(Errno::ENODEV)?;
         let command = function.command() & !cap::COMMAND_MASTER | enables(function);
         function.write(cap::COMMAND, 2, u32::from(command));
-        device.reset_works = device.reset_function(board, now).is_ok();
+        device.reset_works = match device.reset_function(board, now) {
+            Err(Errno::EAGAIN) => return Err(Errno::EAGAIN),
+            result => result.is_ok(),
+        };
         let function = board.fabric.function_mut(address).ok_or(Errno::ENODEV)?;
         device.saved = function.save();
         device.intx_maskable = !device.no_intx && probe_intx_disable(function);
@@ -164,7 +167,7 @@ impl Device {
         self.hw_write(board, cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE), now);
         self.zap(now);
         let mut reset = false;
-        if self.reset_works {
+        if self.reset_works && !board.is_locked(self.address) {
             reset = self.try_methods(board, now).is_ok();
         }
         if let Some(function) = board.fabric.function_mut(self.address) {
