@@ -66,7 +66,7 @@ impl Host {
         };
         let vfio = Vfio::new(Arc::clone(&platform), options);
         let options = iommufd::Options { selftest: lab.iommu.selftest, ..iommufd::Options::default() };
-        let iommufd = Iommufd::new(Arc::clone(&platform), options);
+        let iommufd = Iommufd::new(Arc::clone(&platform), options, vfio.accounts().clone());
         let drivers = Drivers::of(&board);
         let mut host = Host {
             lab,

@@ -467,10 +467,12 @@ impl Lab {
     /// Nothing plugged in.
     pub(crate) fn new(options: Options) -> Lab {
         let platform = Arc::<TestPlatform>::default();
+        let vfio = Vfio::new(Arc::clone(&platform) as Arc<dyn Platform>, options);
+        let accounts = vfio.accounts().clone();
         Lab {
-            vfio: Vfio::new(Arc::clone(&platform) as Arc<dyn Platform>, options),
+            vfio,
             board: Board::default(),
-            iommufd: Iommufd::new(Arc::clone(&platform) as Arc<dyn Platform>, iommufd::Options::default()),
+            iommufd: Iommufd::new(Arc::clone(&platform) as Arc<dyn Platform>, iommufd::Options::default(), accounts),
             files: FileIds::default(),
             parking: Parking::default(),
             platform,
