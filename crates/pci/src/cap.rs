@@ -32,6 +32,8 @@ pub const EXT_ATS: u16 = 0x0f;
 pub const EXT_SRIOV: u16 = 0x10;
 /// Extended: page request interface.
 pub const EXT_PRI: u16 = 0x13;
+/// Extended: downstream port containment.
+pub const EXT_DPC: u16 = 0x1d;
 /// Extended: process address space ids.
 pub const EXT_PASID: u16 = 0x1b;
 
@@ -74,5 +76,7 @@ pub const ROM: u16 = 0x30;
 pub const BRIDGE_ROM: u16 = 0x38;
 /// Bridge control of a type 1 header.
 pub const BRIDGE_CONTROL: u16 = 0x3e;
+/// Bridge control: error messages from below pass upwards.
+pub const BRIDGE_CONTROL_SERR: u16 = 0x02;
 /// Bridge control: secondary bus reset.
 pub const BRIDGE_CONTROL_RESET: u16 = 0x40;

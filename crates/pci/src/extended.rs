@@ -1,16 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Extended capabilities, from 100 on, in the order in which devices have
-//! them: AER, serial number, ARI, ACS, SR-IOV, ATS, PRI, PASID.
+//! them: AER, serial number, ARI, ACS, SR-IOV, ATS, PRI, PASID, DPC.
 
+use crate::aer::spec::{CORRECTABLE, DEFAULT_SEVERITY, UNCORRECTABLE};
 use crate::layout::{Bits, Layout, RO, rw, rws, w1cs};
 use crate::{FunctionSpec, PortType, cap, header};
-
-/// Uncorrectable errors that a function detects.
-const UNCORRECTABLE: u32 = 0x07ff_f030;
-/// Correctable errors that a function detects (ERR-052).
-const CORRECTABLE: u32 = 0x0000_f1c1;
-/// Uncorrectable severity after power on (ERR-051).
-const SEVERITY: u32 = 0x0046_2030;
 
 /// Lays out the extended capabilities.
 pub(crate) fn build(layout: &mut Layout, spec: &FunctionSpec) {
@@ -57,20 +51,31 @@ pub(crate) fn build(layout: &mut Layout, spec: &FunctionSpec) {
         layout.set(at + 4, 2, u32::from(width.min(20)) << 8 | 0x0006, RO); // execute, privileged
         layout.set(at + 6, 2, 0, rw(0x0007));
     }
+    if spec.dpc
+        && matches!(spec.port_type, PortType::RootPort | PortType::DownstreamPort)
+        && let Some(at) = layout.add_extended(cap::EXT_DPC, 1, 0x0c)
+    {
+        layout.set(at + 4, 2, 0x0080, RO); // software trigger; no root port extensions
+        layout.set(at + 6, 2, 0, rw(0x005f)); // the trigger bit reads 0
+        let status = w1cs(0x0009);
+        layout.set(at + 8, 2, 0, Bits { sticky: 0x006f, ..status });
+        layout.set(at + 10, 2, 0, Bits { sticky: 0xffff, ..RO });
+    }
 }
 
-/// The registers and their bits; errors come later through
-/// [`crate::Function::set`].
+/// The registers and their bits; errors come later,
+/// see [`crate::aer`].
 fn advanced_errors(layout: &mut Layout, spec: &FunctionSpec) {
     let Some(at) = layout.add_extended(cap::EXT_AER, 2, 0x48) else { return };
     layout.set(at + 0x04, 4, 0, w1cs(UNCORRECTABLE));
     // Internal errors are masked until software wants them.
     layout.set(at + 0x08, 4, 0x0040_0000, rws(UNCORRECTABLE));
-    layout.set(at + 0x0c, 4, SEVERITY, rws(UNCORRECTABLE));
+    layout.set(at + 0x0c, 4, DEFAULT_SEVERITY, rws(UNCORRECTABLE));
     layout.set(at + 0x10, 4, 0, w1cs(CORRECTABLE));
     layout.set(at + 0x14, 4, 0x0000_e000, rws(CORRECTABLE));
-    // ECRC generation and check are there and off; the first error pointer stays.
-    layout.set(at + 0x18, 4, 0x00a0, Bits { rw: 0x0140, w1c: 0, sticky: 0x015f });
+    // ECRC generation and check, off, if they are there; the first error pointer stays.
+    let (offered, enables) = if spec.no_ecrc { (0, 0) } else { (0x00a0, 0x0140) };
+    layout.set(at + 0x18, 4, offered, Bits { rw: enables, w1c: 0, sticky: enables | 0x001f });
     for log in 0..4 {
         layout.set(at + 0x1c + 4 * log, 4, 0, Bits { rw: 0, w1c: 0, sticky: !0 });
     }

@@ -8,8 +8,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::link::{Presence, Signal};
 use crate::resource::{RESOURCES, Resource};
-use crate::{Address, FabricBuilder, FabricError, Function, FunctionSpec, PortType, Quirks, cap};
+use crate::{Address, FabricBuilder, FabricError, Function, FunctionSpec, PortType, Quirks, cap, dpc};
 
 /// All functions of a lab and how they are connected.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +22,12 @@ pub struct Fabric {
     pub(crate) names: BTreeMap<String, Address>,
     pub(crate) quirks: Quirks,
     pub(crate) iommu: bool,
+    /// The time, in nanoseconds.
+    pub(crate) now: u64,
+    /// Functions and ports that time changes.
+    pub(crate) unsettled: BTreeSet<Address>,
+    pub(crate) signals: Vec<Signal>,
+    pub(crate) resets: BTreeSet<Address>,
     plan: FabricBuilder,
 }
 
@@ -35,6 +42,7 @@ pub(crate) struct Node {
     pub(crate) virtfns: Vec<Address>,
     pub(crate) secondary: Option<u8>,
     pub(crate) resources: [Resource; RESOURCES],
+    pub(crate) presence: Presence,
 }
 
 /// A bus.
@@ -349,6 +357,9 @@ impl Fabric {
         {
             let enable = cap::COMMAND_IO | cap::COMMAND_MEMORY | cap::COMMAND_MASTER;
             function.write(cap::COMMAND, 2, u32::from(enable));
+            // Linux lets error messages from below pass.
+            let control = function.read(cap::BRIDGE_CONTROL, 2);
+            function.write(cap::BRIDGE_CONTROL, 2, control | u32::from(cap::BRIDGE_CONTROL_SERR));
         }
     }
 
@@ -374,8 +385,12 @@ impl Fabric {
         if let Some(aer) = function.extended_capability(cap::EXT_AER) {
             let control = function.read(express + 0x08, 2);
             function.write(express + 0x08, 2, control | 0x000f);
-            if root {
+            if matches!(function.spec().port_type, PortType::RootPort | PortType::EventCollector) {
                 function.write(aer + 0x2c, 4, 0x0007);
+            }
+            // ERR_FATAL and own errors contain; nothing else does.
+            if let Some(dpc) = function.extended_capability(cap::EXT_DPC) {
+                function.write(dpc + dpc::CONTROL, 2, dpc::CONTROL_FATAL | dpc::CONTROL_INTERRUPT);
             }
         }
         if root {

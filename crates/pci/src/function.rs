@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use crate::layout::Layout;
-use crate::{FunctionSpec, SpecError, cap};
+use crate::link::Answers;
+use crate::{FunctionSpec, SpecError, cap, dpc};
 
 /// What a write to configuration space set off outside of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +55,10 @@ pub enum Effect {
     PageRequestReset,
     /// PASID enable changed.
     Pasid(bool),
+    /// Software has triggered containment of a port.
+    ContainmentTrigger,
+    /// Software has cleared the trigger status of a port's containment.
+    ContainmentEnd,
 }
 
 /// Configuration space of a function, as the hardware has it.
@@ -62,6 +67,7 @@ pub struct Function {
     spec: Arc<FunctionSpec>,
     layout: Arc<Layout>,
     bytes: Vec<u8>,
+    answers: Answers,
 }
 
 /// The enables that others act upon.
@@ -85,7 +91,7 @@ impl Function {
         let layout = Layout::new(&spec);
         let mut bytes = layout.power_on.clone();
         bytes.resize(layout.size, 0);
-        Function { spec: Arc::new(spec), layout: Arc::new(layout), bytes }
+        Function { spec: Arc::new(spec), layout: Arc::new(layout), bytes, answers: Answers::Yes }
     }
 
     /// The state after power on of a function that could be built.
@@ -108,9 +114,25 @@ impl Function {
         self.bytes.len() as u16
     }
 
-    /// Reads 1, 2 or 4 aligned bytes; ones beyond the end.
+    /// Reads 1, 2 or 4 aligned bytes; ones beyond the end, and if the function
+    /// does not answer. One that is to be asked again reads 0001 as vendor.
     #[must_use]
     pub fn read(&self, offset: u16, len: u8) -> u32 {
+        if self.answers == Answers::Yes {
+            return self.peek(offset, len);
+        }
+        let ones = u32::MAX >> (32 - 8 * u32::from(len.clamp(1, 4)));
+        match (self.answers, offset) {
+            (Answers::Retry, 0) => 0xffff_0001 & ones,
+            (Answers::Retry, 1) => 0xffff_ff00 & ones,
+            _ => ones,
+        }
+    }
+
+    /// Reads the registers whether the function answers or not: what the
+    /// hardware itself goes by.
+    #[must_use]
+    pub fn peek(&self, offset: u16, len: u8) -> u32 {
         (0..u16::from(len.min(4))).rev().fold(0, |value, i| {
             let at = usize::from(offset.saturating_add(i));
             value << 8 | u32::from(self.bytes.get(at).copied().unwrap_or(0xff))
@@ -118,8 +140,11 @@ impl Function {
     }
 
     /// Writes 1, 2 or 4 aligned bytes, as the hardware takes them. Writes
-    /// beyond the end are dropped.
+    /// beyond the end are dropped, and all if the function does not answer.
     pub fn write(&mut self, offset: u16, len: u8, value: u32) -> Vec<Effect> {
+        if self.answers != Answers::Yes {
+            return Vec::new();
+        }
         let before = self.enables();
         let power = self.power_state();
         let first = usize::from(offset);
@@ -151,6 +176,16 @@ impl Function {
                 *byte = (value >> (8 * i)) as u8;
             }
         }
+    }
+
+    /// Whether it answers configuration requests.
+    #[must_use]
+    pub fn answers(&self) -> Answers {
+        self.answers
+    }
+
+    pub(crate) fn set_answers(&mut self, answers: Answers) {
+        self.answers = answers;
     }
 
     /// Offset of a capability.
@@ -193,13 +228,13 @@ impl Function {
     /// Power state: 0 is D0, 3 is D3hot.
     #[must_use]
     pub fn power_state(&self) -> u8 {
-        self.capability(cap::PM).map_or(0, |at| self.read(at + 4, 1) as u8 & 3)
+        self.capability(cap::PM).map_or(0, |at| self.peek(at + 4, 1) as u8 & 3)
     }
 
     /// Sets or clears Interrupt Status: the state of the pin before Interrupt
     /// Disable.
     pub fn set_interrupt_status(&mut self, pending: bool) {
-        let status = self.read(cap::STATUS, 2) as u16 & !cap::STATUS_INTERRUPT;
+        let status = self.peek(cap::STATUS, 2) as u16 & !cap::STATUS_INTERRUPT;
         let bit = if pending && self.spec.interrupt_pin != 0 { cap::STATUS_INTERRUPT } else { 0 };
         self.set(cap::STATUS, 2, u32::from(status | bit));
     }
@@ -207,7 +242,7 @@ impl Function {
     /// Command register.
     #[must_use]
     pub fn command(&self) -> u16 {
-        self.read(cap::COMMAND, 2) as u16
+        self.peek(cap::COMMAND, 2) as u16
     }
 
     /// All bytes, for a dump.
@@ -224,8 +259,8 @@ impl Function {
     }
 
     fn enables(&self) -> Enables {
-        let standard = |id, offset: u16| self.capability(id).map_or(0, |at| self.read(at + offset, 2) as u16);
-        let extended = |id, offset: u16| self.extended_capability(id).map_or(0, |at| self.read(at + offset, 2) as u16);
+        let standard = |id, offset: u16| self.capability(id).map_or(0, |at| self.peek(at + offset, 2) as u16);
+        let extended = |id, offset: u16| self.extended_capability(id).map_or(0, |at| self.peek(at + offset, 2) as u16);
         let msix = standard(cap::MSIX, 2);
         let bridge = self.spec.port_type.is_bridge();
         Enables {
@@ -233,7 +268,7 @@ impl Function {
             msi: standard(cap::MSI, 2) & 1 != 0,
             msix: (msix & 0x8000 != 0, msix & 0x4000 != 0),
             sriov: extended(cap::EXT_SRIOV, 8),
-            bridge_reset: bridge && self.read(cap::BRIDGE_CONTROL, 2) as u16 & cap::BRIDGE_CONTROL_RESET != 0,
+            bridge_reset: bridge && self.peek(cap::BRIDGE_CONTROL, 2) as u16 & cap::BRIDGE_CONTROL_RESET != 0,
             ats: extended(cap::EXT_ATS, 6) & 0x8000 != 0,
             pri: extended(cap::EXT_PRI, 4) & 1 != 0,
             pasid: extended(cap::EXT_PASID, 6) & 1 != 0,
@@ -277,7 +312,7 @@ impl Function {
             return;
         }
         if to == 1 || to == 2 {
-            let rest = self.read(at + 4, 1) & !3;
+            let rest = self.peek(at + 4, 1) & !3;
             self.set(at + 4, 1, rest | u32::from(from));
             return;
         }
@@ -300,7 +335,7 @@ impl Function {
                 effects.push(Effect::FunctionLevelReset);
             }
             // Retrain link.
-            let link = self.read(at + 0x10, 1);
+            let link = self.peek(at + 0x10, 1);
             self.set(at + 0x10, 1, link & !0x20);
         }
         if let Some(at) = self.capability(cap::AF)
@@ -312,11 +347,21 @@ impl Function {
         if let Some(at) = self.extended_capability(cap::EXT_PRI)
             && written(at + 4).is_some_and(|byte| byte & 2 != 0)
         {
-            let control = self.read(at + 4, 1);
+            let control = self.peek(at + 4, 1);
             self.set(at + 4, 1, control & !2);
             // Reset has a meaning only while the interface is off (ATS 1.1, 4.4.1).
             if control & 1 == 0 {
                 effects.push(Effect::PageRequestReset);
+            }
+        }
+        if let Some(at) = self.extended_capability(cap::EXT_DPC) {
+            if written(at + dpc::CONTROL).is_some_and(|byte| u32::from(byte) & dpc::CONTROL_TRIGGER != 0) {
+                let control = self.peek(at + dpc::CONTROL, 1);
+                self.set(at + dpc::CONTROL, 1, control & !dpc::CONTROL_TRIGGER);
+                effects.push(Effect::ContainmentTrigger);
+            }
+            if written(at + dpc::STATUS).is_some_and(|byte| u32::from(byte) & dpc::STATUS_TRIGGER != 0) {
+                effects.push(Effect::ContainmentEnd);
             }
         }
         if let Some(at) = self.capability(cap::VPD)
@@ -329,7 +374,7 @@ impl Function {
     /// The high byte of the address starts a transfer: F clear reads and sets
     /// F when done, F set writes and clears it. Writes leave the data as it is.
     fn vpd_access(&mut self, at: u16) {
-        let address = self.read(at + 2, 2);
+        let address = self.peek(at + 2, 2);
         let place = (address & 0x7ffc) as usize;
         if address & 0x8000 == 0 {
             let bytes = (0..4).map(|i| self.spec.vpd.get(place + i).copied().unwrap_or(0));
@@ -353,7 +398,7 @@ impl Function {
             self.set(at + 20, 4, 0);
         }
         if let Some(at) = self.extended_capability(cap::EXT_PRI) {
-            let status = self.read(at + 6, 2);
+            let status = self.peek(at + 6, 2);
             self.set(at + 6, 2, status & 0x8000 | 0x0100);
         }
     }

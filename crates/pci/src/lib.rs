@@ -13,16 +13,21 @@
 //! ([`Fabric::reset_methods`], [`Fabric::hot_reset_scope`]), virtual functions
 //! ([`Fabric::enable_vfs`]), lines of sysfs files.
 //!
+//! Errors ([`aer`]) are logged and their messages routed as hardware does it,
+//! links go down and come back ([`Signal`], [`Fabric::advance`]), and
+//! [`recovery`] is what Linux does about it.
+//!
 //! What is not here: who may see or change a register (`vfio` virtualises it),
-//! BAR contents (a model's), drivers. Not modelled: error injection and
-//! logging (a front end sets the registers with [`Function::set`]),
-//! containment (DPC), devices that come and go while the lab runs, CXL,
+//! BAR contents (a model's), drivers. Not modelled: functions that appear while
+//! the lab runs, TLP prefix logs, root port extensions of containment, CXL,
 //! resizable BARs, ACPI reset methods.
 #![forbid(unsafe_code)]
 
 mod address;
+pub mod aer;
 mod builder;
 pub mod cap;
+pub mod dpc;
 mod error;
 mod express;
 mod extended;
@@ -32,11 +37,13 @@ mod function;
 mod groups;
 mod header;
 mod layout;
+mod link;
 mod numbering;
 mod place;
 mod plan;
 mod preset;
 mod quirks;
+pub mod recovery;
 mod reset;
 pub mod resource;
 mod save;
@@ -51,6 +58,7 @@ pub use error::FabricError;
 pub use fabric::{Bus, Fabric};
 pub use function::{Effect, Function};
 pub use groups::{MSI_WINDOW, ReservedRegion};
+pub use link::{Answers, Signal, Timing};
 pub use place::{Item, Place};
 pub use quirks::{AcsQuirk, Alias, Id, Quirks};
 pub use reset::{NotResettable, ResetMethod, ResetScope};

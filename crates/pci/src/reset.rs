@@ -155,6 +155,12 @@ impl Fabric {
         self.hotplug_port(address).is_some() && self.bus_resettable(address.segment, address.bus)
     }
 
+    /// Whether nothing forbids a reset of the bus behind a bridge.
+    #[must_use]
+    pub fn is_bus_resettable_behind(&self, bridge: Address) -> bool {
+        self.secondary(bridge).is_some_and(|bus| self.bus_resettable(bus.segment, bus.number))
+    }
+
     fn bus_resettable(&self, segment: u16, number: u8) -> bool {
         let Some(bus) = self.buses.get(&(segment, number)) else { return false };
         bus.bridge.is_some_and(|bridge| !self.has_quirk(bridge, &self.quirks.no_bus_reset))

@@ -2,7 +2,7 @@
 //! The configuration that Linux keeps over a reset: which registers, and in
 //! which order they come back (ERR-075, ERR-077, ERR-058).
 
-use crate::{Effect, Function, cap};
+use crate::{Effect, Function, cap, dpc};
 
 /// Registers kept over a reset. Belongs to the function that made it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +59,9 @@ impl Function {
                 keep(at + 0x2c, 4);
             }
         }
+        if let Some(at) = extended(cap::EXT_DPC) {
+            keep(at + dpc::CONTROL, 2);
+        }
         // The header from its end, so that windows and BARs are back before
         // the command register enables them.
         for dword in (1..16).rev() {
@@ -80,7 +83,7 @@ impl Function {
                 keep(at + offset, len);
             }
         }
-        SavedConfig { writes: order.into_iter().map(|(offset, len)| (offset, len, self.read(offset, len))).collect() }
+        SavedConfig { writes: order.into_iter().map(|(offset, len)| (offset, len, self.peek(offset, len))).collect() }
     }
 
     /// Writes back what was saved; error status is cleared, not brought back.

@@ -180,6 +180,10 @@ pub struct FunctionSpec {
     pub flr: bool,
     /// Advanced Error Reporting capability.
     pub aer: bool,
+    /// End-to-end checksums (ECRC) are not offered in it.
+    pub no_ecrc: bool,
+    /// Downstream Port Containment capability, of root and downstream ports.
+    pub dpc: bool,
     /// Access Control Services capability; the bits offered, `None` for no capability.
     pub acs: Option<u16>,
     /// SR-IOV: total number of VFs; 0 for no capability.

@@ -3,12 +3,16 @@
 //! then finds.
 #![allow(clippy::unwrap_used)] // in a test an unwrap is an assertion
 
+mod aer;
 mod build;
 mod common;
 mod config;
 mod groups;
+mod inject;
+mod link;
 mod lspci;
 mod properties;
+mod recovery;
 mod reset;
 mod save;
 mod sriov;
