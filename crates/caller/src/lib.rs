@@ -15,6 +15,8 @@ use uapi::Errno;
 
 mod accounts;
 mod mm;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use accounts::Accounts;
 pub use mm::{ClientFile, Mm, Readiness, UserId};

@@ -173,6 +173,6 @@ impl Ioas {
 
     /// IOMMUFD-5.3: `EINVAL`.
     pub(super) fn check_page_offset(&self, address: u64) -> Result<(), Errno> {
-        if address % PAGE & (self.alignment - 1) == 0 { Ok(()) } else { Err(Errno::EINVAL) }
+        if (address % PAGE) & (self.alignment - 1) == 0 { Ok(()) } else { Err(Errno::EINVAL) }
     }
 }

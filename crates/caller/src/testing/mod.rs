@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A program for tests of the core: memory with holes, files in memory that
+//! have an identity, descriptors, rights and limits; and it can end.
+
+mod client;
+mod memory;
+
+pub use client::{Client, Counter, Limit, TestReadiness};
+pub use memory::{ClientMemory, MemFile};
