@@ -6,6 +6,8 @@
 #![allow(clippy::undocumented_unsafe_blocks)]
 #![allow(clippy::unwrap_used)] // a test in an executable of its own
 
+#[path = "client/iommu.rs"]
+mod iommu;
 #[path = "client/waits.rs"]
 mod waits;
 
@@ -51,6 +53,10 @@ fn main() {
         Some("cdev") => cdev(),
         Some("hostile") => hostile(),
         Some("many") => many(args[1].parse().unwrap()),
+        Some("handles") => iommu::handles(),
+        Some("queues") => iommu::queues(),
+        Some("exec-queue") => iommu::exec_queue(args[1].parse().unwrap()),
+        Some("outlives") => iommu::outlives(),
         Some("hang") => hang(),
         Some("waits") => waits::all(),
         Some("store-waits") => waits::store(),

@@ -66,6 +66,13 @@ impl Block {
         self.ret(action)
     }
 
+    /// Returns `action` if the accumulator lies in the range, unsigned.
+    pub(crate) fn if_within(mut self, range: std::ops::Range<u32>, action: u32) -> Block {
+        self.0.push(insn(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, range.start, 0, 2));
+        self.0.push(insn(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, range.end, 1, 0));
+        self.ret(action)
+    }
+
     /// Returns `action`.
     pub(crate) fn ret(mut self, action: u32) -> Block {
         self.0.push(insn(libc::BPF_RET | libc::BPF_K, action, 0, 0));

@@ -12,8 +12,9 @@ use crate::identity::{self, Identity};
 use crate::listener::{Listener, Notification, to_core};
 use crate::parked::On;
 use crate::processes::Known;
+use crate::queues::Target;
 use crate::state::State;
-use crate::thread::Thread;
+use crate::thread::{Giver, Thread};
 use crate::{FileKind, Node};
 
 /// How a call is to be answered.
@@ -54,6 +55,7 @@ macro_rules! thread {
             events: &$state.events,
             pinner: &$state.pinner,
             tree: $state.farm.tree(),
+            giver: None,
         }
     };
 }
@@ -90,7 +92,8 @@ impl State {
     pub(crate) fn ioctl_on(&mut self, n: &Notification, listener: &Listener, file: FileId) -> Result<Outcome, Errno> {
         let [_, request, arg, ..] = n.args;
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
-        let thread = thread!(self, process, n.tid);
+        let giver = Some(Giver { listener, id: n.id, queues: &self.queues });
+        let thread = Thread { giver, ..thread!(self, process, n.tid) };
         match self.kernel.ioctl(file, request as u32, arg, &thread)? {
             Reply::Value(value) => Ok(Outcome::Done(Ok(value))),
             Reply::NewFile(file) => {
@@ -161,14 +164,25 @@ impl State {
         }
     }
 
+    /// Answers `read`, `pread64` and their like, on a number of a queue or at
+    /// an offset of a device.
+    pub(crate) fn transfer(&mut self, n: &Notification, listener: &Listener, how: Transfer) -> Result<Outcome, Errno> {
+        let [fd, _, _, offset, ..] = n.args;
+        if self.queues.contains(&(fd as i32))
+            && let Some(outcome) = self.queue_call(n, listener, how)?
+        {
+            return Ok(outcome);
+        }
+        match libc::c_long::from(n.nr) {
+            libc::SYS_write => self.write_call(n, listener),
+            _ if how.plain || offset < region::FIRST => Ok(Outcome::GoOn),
+            _ => self.read_write(n, listener, how),
+        }
+    }
+
     /// Answers `pread64` and its like. The offset says that a device is meant,
     /// and which; where Linux lays regions, it does not say which.
-    pub(crate) fn read_write(
-        &mut self,
-        n: &Notification,
-        listener: &Listener,
-        how: Transfer,
-    ) -> Result<Outcome, Errno> {
+    fn read_write(&mut self, n: &Notification, listener: &Listener, how: Transfer) -> Result<Outcome, Errno> {
         let [fd, _, _, offset, ..] = n.args;
         let fd = fd as i32;
         let device = region::split(offset).map(|(device, ..)| device);
@@ -200,7 +214,14 @@ impl State {
         how: Transfer,
         mut done: u64,
     ) -> Result<Outcome, Errno> {
-        let [_, buf, len, offset, ..] = n.args;
+        let [_, buf, len, mut offset, ..] = n.args;
+        // What is no device is read from its start, wherever a list has got to.
+        let queue = known.kind == FileKind::Other;
+        if how.plain || queue && how.flags && offset == u64::MAX {
+            offset = 0;
+        } else if offset > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
         let thread = thread!(self, process, n.tid);
         let mut one = |buf, len: u64, offset| {
@@ -230,7 +251,8 @@ impl State {
                 before -= len;
                 continue;
             }
-            match one(base, len, offset.saturating_add(done)) {
+            let at = if queue { offset } else { offset.saturating_add(done) };
+            match one(base, len, at) {
                 Ok(Reply::Value(n)) => {
                     done += n;
                     if n < len {
@@ -254,7 +276,12 @@ impl State {
         if flags & libc::MAP_ANONYMOUS != 0 {
             return Ok(Outcome::GoOn);
         }
-        if let Some(known) = self.look(n, listener, fd as i32)? {
+        let found = match self.look(n, listener, fd as i32) {
+            // Any program maps files at low offsets, also one that cannot be looked into.
+            Err(_) if offset < region::FIRST => None,
+            found => found?,
+        };
+        if let Some(known) = found {
             let shared = flags & libc::MAP_TYPE != libc::MAP_PRIVATE;
             let exec = prot as i32 & libc::PROT_EXEC != 0;
             self.kernel.mmap(known.file, offset, len, shared, exec)?;
@@ -279,12 +306,18 @@ impl State {
         let onto = nr == libc::SYS_dup3 || nr == libc::SYS_dup2;
         #[cfg(not(target_arch = "x86_64"))]
         let onto = nr == libc::SYS_dup3;
-        if onto {
-            process.forget(n.args[1] as i32);
+        let [fd, second, third, ..] = n.args.map(|arg| arg as i32);
+        let target = if onto {
+            process.forget(second);
+            Target::Exactly(second)
         } else {
             process.forget_all();
-        }
-        Ok(Outcome::GoOn)
+            match nr {
+                libc::SYS_fcntl => Target::From(third, second == libc::F_DUPFD_CLOEXEC),
+                _ => Target::From(0, false),
+            }
+        };
+        Ok(self.duplicate_queue(n, listener, fd, target)?.unwrap_or(Outcome::GoOn))
     }
 
     /// `execve` is about to replace memory and close descriptors.
@@ -315,6 +348,8 @@ pub(crate) struct Transfer {
     pub(crate) vectored: bool,
     /// There is a flags argument.
     pub(crate) flags: bool,
+    /// There is no offset argument.
+    pub(crate) plain: bool,
 }
 
 fn iovecs(thread: &Thread<'_>, addr: u64, count: u64) -> Result<Vec<(u64, u64)>, Errno> {

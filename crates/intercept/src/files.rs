@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Open files of the pretend kernel as the program holds them.
 //!
-//! Each is a memfd: a tiny one for a handle, the device's own for a device.
+//! Each is a memfd: a tiny one for a handle, the device's own for a device; or
+//! a pipe for a queue (`queues`).
 //! What the program gets is an open file description of its own, re-opened
 //! through /proc/self/fd, so that inotify tells when its last descriptor and
 //! its last mapping are gone.
@@ -12,6 +13,7 @@
 //! lock also says whether a file is still open, however inotify merged its
 //! events.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -36,12 +38,20 @@ pub(crate) fn inode_id(stat: &Stat) -> InodeId {
 #[derive(Debug)]
 pub(crate) struct Files {
     inotify: OwnedFd,
+    /// Files are made in the middle of calls, too, which hold on to the rest.
+    table: RefCell<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
     inodes: HashMap<InodeId, Inode>,
     watches: HashMap<i32, InodeId>,
     open: IntSet<FileId>,
     /// Inodes on which something was closed whose lock was not gone yet:
     /// Linux queues the event a moment before it drops the lock.
     settling: Vec<InodeId>,
+    /// There has been a queue.
+    queues: bool,
 }
 
 #[derive(Debug)]
@@ -50,19 +60,36 @@ struct Inode {
     /// Our own description, for looking at locks.
     own: Arc<OwnedFd>,
     files: Vec<FileId>,
+    queue: Option<Queue>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Queue {
+    writable: bool,
+}
+
+/// What a file is made of.
+#[derive(Clone, Debug)]
+pub(crate) enum Backing {
+    /// A memfd without pages, of its own.
+    Handle,
+    /// A device's memfd.
+    Device(Arc<OwnedFd>),
+    /// A pipe, by a description that reads and writes. `writable`: the
+    /// program's descriptions are ready to write.
+    Queue {
+        /// The pipe.
+        pipe: Arc<OwnedFd>,
+        /// Whether `poll` shows it writable.
+        writable: bool,
+    },
 }
 
 impl Files {
     /// No open files.
     pub(crate) fn new() -> Result<Files, Errno> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        Ok(Files {
-            inotify,
-            inodes: HashMap::new(),
-            watches: HashMap::new(),
-            open: IntSet::default(),
-            settling: Vec::new(),
-        })
+        Ok(Files { inotify, table: RefCell::default() })
     }
 
     /// Becomes readable when something was closed.
@@ -70,45 +97,90 @@ impl Files {
         self.inotify.as_fd()
     }
 
-    /// Makes the description that the program is to hold for `file`: on the
-    /// device's memfd, or on one of its own.
-    pub(crate) fn create(&mut self, file: FileId, device: Option<Arc<OwnedFd>>) -> Result<OwnedFd, Errno> {
-        let own = match device {
-            Some(fd) => fd,
-            None => Arc::new(handle()?),
+    /// Makes the description that the program is to hold for `file`.
+    pub(crate) fn create(&self, file: FileId, backing: Backing) -> Result<OwnedFd, Errno> {
+        let (own, queue) = match backing {
+            Backing::Handle => (Arc::new(handle()?), None),
+            Backing::Device(memfd) => (memfd, None),
+            Backing::Queue { pipe, writable } => (pipe, Some(Queue { writable })),
         };
         let path = proc_fd(&*own);
-        let description = rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        lock(&description, file)?;
+        let description = match queue {
+            None => {
+                let description = rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+                lock(&description, file, libc::F_WRLCK)?;
+                description
+            }
+            Some(queue) => queue.open(&own, file)?,
+        };
         let id = inode_id(&rustix::fs::fstat(&*own)?);
-        match self.inodes.get_mut(&id) {
+        let table = &mut *self.table.borrow_mut();
+        match table.inodes.get_mut(&id) {
             Some(inode) => inode.files.push(file),
             None => {
                 let watch =
                     inotify::add_watch(&self.inotify, &path, WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE)?;
-                self.watches.insert(watch, id);
-                self.inodes.insert(id, Inode { watch, own, files: vec![file] });
+                table.watches.insert(watch, id);
+                table.inodes.insert(id, Inode { watch, own, files: vec![file], queue });
             }
         }
-        self.open.insert(file);
+        table.open.insert(file);
+        table.queues |= queue.is_some();
         Ok(description)
+    }
+
+    /// Forgets a file whose description no program got: nobody is told of its
+    /// end.
+    pub(crate) fn discard(&self, file: FileId) {
+        let table = &mut *self.table.borrow_mut();
+        table.open.remove(&file);
+        let Some((id, inode)) = table.inodes.iter_mut().find(|(_, inode)| inode.files.contains(&file)) else { return };
+        let id = *id;
+        inode.files.retain(|other| *other != file);
+        if inode.files.is_empty() {
+            table.forget(id, &self.inotify);
+        }
     }
 
     /// Whether a file is not closed yet, as far as events have been taken.
     pub(crate) fn is_open(&self, file: FileId) -> bool {
-        self.open.contains(&file)
+        self.table.borrow().open.contains(&file)
     }
 
     /// Whether the inode is one of ours.
     pub(crate) fn knows(&self, inode: InodeId) -> bool {
-        self.inodes.contains_key(&inode)
+        self.table.borrow().inodes.contains_key(&inode)
+    }
+
+    /// Whether there has been a queue.
+    pub(crate) fn has_queues(&self) -> bool {
+        self.table.borrow().queues
+    }
+
+    /// Whether a file is a queue.
+    pub(crate) fn is_queue(&self, file: FileId) -> bool {
+        self.table.borrow().inodes.values().any(|inode| inode.queue.is_some() && inode.files.contains(&file))
+    }
+
+    /// One more description of a queue.
+    pub(crate) fn again(&self, file: FileId) -> Result<OwnedFd, Errno> {
+        let table = self.table.borrow();
+        let found = table.inodes.values().find(|inode| inode.files.contains(&file));
+        let (own, queue) = found.and_then(|inode| Some((&inode.own, inode.queue?))).ok_or(Errno::BADF)?;
+        queue.open(own, file)
+    }
+
+    /// The inode behind a file.
+    pub(crate) fn inode_of(&self, file: FileId) -> Option<InodeId> {
+        let table = self.table.borrow();
+        table.inodes.iter().find(|(_, inode)| inode.files.contains(&file)).map(|(id, _)| *id)
     }
 
     /// The file behind a description of the program's (or a duplicate of it).
     pub(crate) fn identify(&self, description: BorrowedFd<'_>) -> Option<FileId> {
         let stat = rustix::fs::fstat(description).ok()?;
-        let files = &self.inodes.get(&inode_id(&stat))?.files;
-        match files.as_slice() {
+        let table = self.table.borrow();
+        match table.inodes.get(&inode_id(&stat))?.files.as_slice() {
             [file] => Some(*file),
             // Its own lock is the one that it does not see.
             many => many.iter().copied().find(|file| !is_locked_by_other(description, *file)),
@@ -118,7 +190,7 @@ impl Files {
     /// The file with this inode whose id is among `locked` (see `fdinfo`), or
     /// the only one there is.
     pub(crate) fn identify_by_locks(&self, inode: InodeId, locked: impl Fn(FileId) -> bool) -> Option<FileId> {
-        match self.inodes.get(&inode)?.files.as_slice() {
+        match self.table.borrow().inodes.get(&inode)?.files.as_slice() {
             [file] => Some(*file),
             many => many.iter().copied().find(|file| locked(*file)),
         }
@@ -127,19 +199,20 @@ impl Files {
     /// Takes the files that were closed since the last call. Cheap when there
     /// are none: one `read`.
     pub(crate) fn take_closed(&mut self) -> Vec<FileId> {
-        let mut look = std::mem::take(&mut self.settling);
+        let table = self.table.get_mut();
+        let mut look = std::mem::take(&mut table.settling);
         let mut all = false;
         let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
         while let Ok(event) = reader.next() {
             if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
                 all = true;
-            } else if let Some(id) = self.watches.get(&event.wd()) {
+            } else if let Some(id) = table.watches.get(&event.wd()) {
                 look.push(*id);
             }
         }
         if all {
-            look = self.inodes.keys().copied().collect();
+            look = table.inodes.keys().copied().collect();
         }
         if look.is_empty() {
             return Vec::new();
@@ -148,7 +221,7 @@ impl Files {
         look.dedup();
         let mut closed = Vec::new();
         for id in look {
-            let Some(inode) = self.inodes.get_mut(&id) else { continue };
+            let Some(inode) = table.inodes.get_mut(&id) else { continue };
             let before = closed.len();
             inode.files.retain(|file| {
                 let open = is_locked_by_other(inode.own.as_fd(), *file);
@@ -158,27 +231,46 @@ impl Files {
                 open
             });
             if inode.files.is_empty() {
-                let _ = inotify::remove_watch(&self.inotify, inode.watch);
-                self.watches.remove(&inode.watch);
-                self.inodes.remove(&id);
+                table.forget(id, &self.inotify);
             } else if closed.len() == before && !all {
-                self.settling.push(id);
+                table.settling.push(id);
             }
         }
         for file in &closed {
-            self.open.remove(file);
+            table.open.remove(file);
         }
         closed
     }
 
     /// Whether an event came before its lock was gone: look again soon.
     pub(crate) fn is_settling(&self) -> bool {
-        !self.settling.is_empty()
+        !self.table.borrow().settling.is_empty()
     }
 
     /// Every file that is still open.
     pub(crate) fn all(&self) -> Vec<FileId> {
-        self.inodes.values().flat_map(|inode| inode.files.iter().copied()).collect()
+        self.table.borrow().inodes.values().flat_map(|inode| inode.files.iter().copied()).collect()
+    }
+}
+
+impl Queue {
+    /// A description for a program. Several of a file hold its lock together;
+    /// whoever asks for a write lock sees each.
+    fn open(self, own: &OwnedFd, file: FileId) -> Result<OwnedFd, Errno> {
+        let access = if self.writable { OFlags::RDWR } else { OFlags::RDONLY };
+        let description = rustix::fs::open(proc_fd(own), access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        lock(&description, file, libc::F_RDLCK)?;
+        Ok(description)
+    }
+}
+
+impl Table {
+    /// Nobody has a file with this inode any more.
+    fn forget(&mut self, id: InodeId, inotify: &OwnedFd) {
+        if let Some(inode) = self.inodes.remove(&id) {
+            let _ = inotify::remove_watch(inotify, inode.watch);
+            self.watches.remove(&inode.watch);
+        }
     }
 }
 
@@ -205,8 +297,8 @@ fn byte_of(file: FileId, kind: i32) -> libc::flock {
 }
 
 #[allow(unsafe_code)] // rustix has whole-file locks only
-fn lock(description: &OwnedFd, file: FileId) -> Result<(), Errno> {
-    let region = byte_of(file, libc::F_WRLCK);
+fn lock(description: &OwnedFd, file: FileId, kind: i32) -> Result<(), Errno> {
+    let region = byte_of(file, kind);
     // SAFETY: `region` is a valid flock structure for the call.
     match unsafe { libc::fcntl(description.as_raw_fd(), libc::F_OFD_SETLK, &raw const region) } {
         -1 => Err(last_errno()),
@@ -229,7 +321,7 @@ mod tests {
     #[test]
     fn a_closed_handle_is_reported_once() {
         let mut files = Files::new().unwrap();
-        let description = files.create(FileId(1), None).unwrap();
+        let description = files.create(FileId(1), Backing::Handle).unwrap();
         assert_eq!(files.identify(description.as_fd()), Some(FileId(1)));
         let twin = description.try_clone().unwrap();
         drop(description);
@@ -246,7 +338,7 @@ mod tests {
         let mut files = Files::new().unwrap();
         let device = Arc::new(handle().unwrap());
         let mut open: Vec<_> =
-            (0..5).map(|n| (FileId(n), files.create(FileId(n), Some(device.clone())).unwrap())).collect();
+            (0..5).map(|n| (FileId(n), files.create(FileId(n), Backing::Device(device.clone())).unwrap())).collect();
         for (id, fd) in &open {
             assert_eq!(files.identify(fd.as_fd()), Some(*id));
         }
@@ -262,7 +354,7 @@ mod tests {
     #[test]
     fn opening_the_description_again_and_closing_it_changes_nothing() {
         let mut files = Files::new().unwrap();
-        let description = files.create(FileId(9), None).unwrap();
+        let description = files.create(FileId(9), Backing::Handle).unwrap();
         drop(std::fs::File::open(proc_fd(&description)).unwrap());
         assert!(files.take_closed().is_empty());
         assert!(files.is_settling());
@@ -275,7 +367,7 @@ mod tests {
         let mut files = Files::new().unwrap();
         let device = rustix::fs::memfd_create(c"test", MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&device, 4096).unwrap();
-        let description = files.create(FileId(3), Some(Arc::new(device))).unwrap();
+        let description = files.create(FileId(3), Backing::Device(Arc::new(device))).unwrap();
         // SAFETY: a fresh mapping that nothing else uses.
         #[allow(unsafe_code)]
         let map = unsafe {
@@ -295,5 +387,32 @@ mod tests {
         #[allow(unsafe_code)]
         unsafe { rustix::mm::munmap(map, 4096) }.unwrap();
         assert_eq!(files.take_closed(), [FileId(3)]);
+    }
+
+    #[test]
+    fn a_queue_is_closed_with_its_last_description() {
+        for writable in [true, false] {
+            let mut files = Files::new().unwrap();
+            let (_, pipe) = crate::queues::Pipe::new().unwrap();
+            let first = files.create(FileId(4), Backing::Queue { pipe, writable }).unwrap();
+            assert!(files.is_queue(FileId(4)) && files.has_queues());
+            assert_eq!(files.identify(first.as_fd()), Some(FileId(4)));
+            let second = files.again(FileId(4)).unwrap();
+            assert_eq!(files.identify(second.as_fd()), Some(FileId(4)));
+            drop(first);
+            assert!(files.take_closed().is_empty());
+            drop(second);
+            assert_eq!(files.take_closed(), [FileId(4)]);
+            assert!(files.again(FileId(4)).is_err());
+        }
+    }
+
+    #[test]
+    fn nobody_is_told_of_what_nobody_got() {
+        let mut files = Files::new().unwrap();
+        let description = files.create(FileId(5), Backing::Handle).unwrap();
+        files.discard(FileId(5));
+        drop(description);
+        assert!(files.take_closed().is_empty() && files.all().is_empty());
     }
 }

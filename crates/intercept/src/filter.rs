@@ -6,6 +6,8 @@
 //! offset beyond 2^45, an open for writing) and the supervisor sends on what
 //! was not meant for it. Calls that are not listed cost a few nanoseconds.
 
+use std::ops::Range;
+
 use libc::sock_filter;
 
 use crate::bpf::{ALLOW, Assembler, Block, NOTIFY};
@@ -37,7 +39,7 @@ const FOREIGN: u32 = 0x4000_0000;
 const FOREIGN: u32 = 0;
 
 /// What the filter depends on.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Choice {
     /// Calls with paths are answered too.
     pub(crate) paths: bool,
@@ -45,10 +47,12 @@ pub(crate) struct Choice {
     pub(crate) sysfs_writable: bool,
     /// Opens for reading are answered too.
     pub(crate) reads: bool,
+    /// Descriptors that are read and written by their number.
+    pub(crate) queues: Range<i32>,
 }
 
 /// Assembles the filter.
-pub(crate) fn assemble(choice: Choice) -> Vec<sock_filter> {
+pub(crate) fn assemble(choice: &Choice) -> Vec<sock_filter> {
     let mut filter = Assembler::new(ARCH, FOREIGN);
     let notify = || Block::default().ret(NOTIFY);
 
@@ -62,10 +66,13 @@ pub(crate) fn assemble(choice: Choice) -> Vec<sock_filter> {
             .if_equal(TYPE_VHOST << 8, NOTIFY)
             .ret(ALLOW),
     );
-    // A negative offset is the kernel's to refuse.
-    let by_offset = |arg| {
-        Block::default().load_high(arg).if_at_least(0x8000_0000, ALLOW).if_at_least(REGION_HIGH, NOTIFY).ret(ALLOW)
+    let queue = || {
+        let Range { start, end } = choice.queues;
+        Block::default().load_low(0).if_within(start as u32..end as u32, NOTIFY)
     };
+    // A negative offset is the kernel's to refuse.
+    let by_offset =
+        |block: Block, arg| block.load_high(arg).if_at_least(0x8000_0000, ALLOW).if_at_least(REGION_HIGH, NOTIFY);
     for nr in [
         libc::SYS_pread64,
         libc::SYS_pwrite64,
@@ -74,9 +81,15 @@ pub(crate) fn assemble(choice: Choice) -> Vec<sock_filter> {
         libc::SYS_preadv2,
         libc::SYS_pwritev2,
     ] {
-        filter.call(nr, by_offset(3));
+        filter.call(nr, by_offset(queue(), 3).ret(ALLOW));
     }
-    filter.call(libc::SYS_mmap, by_offset(5));
+    for nr in [libc::SYS_read, libc::SYS_readv, libc::SYS_writev] {
+        filter.call(nr, queue().ret(ALLOW));
+    }
+    // Handles have nothing at low offsets either; programs map few files shared.
+    let shared = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u32;
+    let mmap = by_offset(Block::default(), 5).load_low(3).and(shared);
+    filter.call(libc::SYS_mmap, mmap.if_equal(libc::MAP_SHARED as u32, NOTIFY).ret(ALLOW));
     // The memfd behind a device must keep its size and pages.
     filter.call(libc::SYS_fallocate, notify());
     filter.call(libc::SYS_ftruncate, notify());
@@ -114,8 +127,10 @@ pub(crate) fn assemble(choice: Choice) -> Vec<sock_filter> {
     filter.call(libc::SYS_execveat, notify());
 
     if choice.sysfs_writable {
-        let small = Block::default().load_high(2).if_not_equal(0, ALLOW).load_low(2);
+        let small = queue().load_high(2).if_not_equal(0, ALLOW).load_low(2);
         filter.call(libc::SYS_write, small.if_at_least(ATTRIBUTE_MAX + 1, ALLOW).ret(NOTIFY));
+    } else {
+        filter.call(libc::SYS_write, queue().ret(ALLOW));
     }
     if choice.paths {
         path_calls(&mut filter);
@@ -160,7 +175,7 @@ mod tests {
     use crate::bpf::interpreter::run;
 
     fn verdict(choice: Choice, nr: libc::c_long, args: [u64; 6]) -> bool {
-        match run(&assemble(choice), ARCH, nr as u32, args) {
+        match run(&assemble(&choice), ARCH, nr as u32, args) {
             NOTIFY => true,
             ALLOW => false,
             other => panic!("{other:#x}"),
@@ -192,9 +207,28 @@ mod tests {
             assert!(!at(u64::MAX));
             assert!(!at(1 << 63));
         }
-        let mmap = |offset| verdict(Choice::default(), libc::SYS_mmap, [0, 4096, 1, 1, 3, offset]);
+        let mmap = |offset| verdict(Choice::default(), libc::SYS_mmap, [0, 4096, 1, 2, 3, offset]);
         assert!(!mmap(0));
         assert!(mmap(uapi::region::offset(3, 5)));
+    }
+
+    // IOMMUFD-2.12
+    #[test]
+    fn shared_mappings_of_files_are_looked_at() {
+        let mmap = |flags: i32| verdict(Choice::default(), libc::SYS_mmap, [0, 4096, 1, flags as u64, 3, 4096]);
+        assert!(mmap(libc::MAP_SHARED) && mmap(libc::MAP_SHARED_VALIDATE | libc::MAP_FIXED));
+        assert!(!mmap(libc::MAP_PRIVATE) && !mmap(libc::MAP_SHARED | libc::MAP_ANONYMOUS));
+    }
+
+    #[test]
+    fn queues_go_by_number() {
+        let queues = || Choice { queues: 768..1024, ..Choice::default() };
+        for nr in [libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_pread64] {
+            let caught = |fd: u64| verdict(queues(), nr, [fd, 0, 8, 0, 0, 0]);
+            assert!(caught(768) && caught(1023) && caught(0xdead_0000_0000 + 768));
+            assert!(!caught(767) && !caught(1024) && !caught(u64::MAX));
+            assert!(!verdict(Choice::default(), nr, [0, 0, 8, 0, 0, 0]));
+        }
     }
 
     #[test]
@@ -222,13 +256,13 @@ mod tests {
     #[test]
     fn fstat_is_free_in_paths_mode() {
         let paths = Choice { paths: true, ..Choice::default() };
-        assert!(!verdict(paths, libc::SYS_newfstatat, [3, 0, 0, libc::AT_EMPTY_PATH as u64, 0, 0]));
+        assert!(!verdict(paths.clone(), libc::SYS_newfstatat, [3, 0, 0, libc::AT_EMPTY_PATH as u64, 0, 0]));
         assert!(verdict(paths, libc::SYS_newfstatat, [3, 0, 0, 0, 0, 0]));
     }
 
     #[test]
     fn other_architectures_and_calls_pass() {
-        let filter = assemble(Choice { paths: true, sysfs_writable: true, reads: true });
+        let filter = assemble(&Choice { paths: true, sysfs_writable: true, reads: true, queues: 3..9 });
         assert_eq!(run(&filter, 0x4000_0003, 54, [3, 0x3b64, 0, 0, 0, 0]), ALLOW);
         assert_eq!(run(&filter, ARCH, libc::SYS_getppid as u32, [0; 6]), ALLOW);
         #[cfg(target_arch = "x86_64")]

@@ -120,8 +120,8 @@ mod tests {
 
     #[test]
     fn fdinfo_tells_locks_and_flags() {
-        let mut files = Files::new().unwrap();
-        let fd = files.create(FileId(77), None).unwrap();
+        let files = Files::new().unwrap();
+        let fd = files.create(FileId(77), crate::files::Backing::Handle).unwrap();
         let me = std::process::id() as i32;
         let info = fdinfo(me, fd.as_raw_fd()).unwrap();
         assert!(has_lock(&info, FileId(77)), "{info}");

@@ -28,7 +28,8 @@
 //! which file a descriptor is, by inode, and when its last descriptor and
 //! mapping are gone; `identity` and `processes` look at the program's side.
 //! Data transfers are recognised by their offset, requests by their type
-//! byte, wherever the program keeps the descriptor.
+//! byte, wherever the program keeps the descriptor. Files that are read as
+//! streams (`queues`) go by their number.
 //!
 //! # Calls that wait
 //! A call that Linux would make wait is answered later (`parked`): the kernel
@@ -38,8 +39,14 @@
 //! - `io_uring` on a descriptor of ours bypasses the filter: requests made so
 //!   reach the memfd.
 //! - 32-bit and x32 programs run, but their calls are not intercepted.
-//! - `read`, `write`, `lseek` and `poll` on our descriptors act on the memfd
-//!   (Linux: `EINVAL`, `ESPIPE`), and so does `mmap` of a handle.
+//! - `read`, `write`, `lseek` and `poll` on descriptors other than queues act
+//!   on the memfd (Linux: `EINVAL`, `ESPIPE`), and so does a private `mmap` of
+//!   a handle.
+//! - A queue's descriptor that came by `SCM_RIGHTS` polls, but has to be
+//!   duplicated before it can be read; `dup2` of one to a number outside of
+//!   the range set aside fails with `EBADF`.
+//! - A request that takes a descriptor back (its reply could not be written)
+//!   leaves the number to `/dev/null`.
 //! - A number whose file was closed in one process while the file lives on
 //!   elsewhere answers a few calls more in that process, until the number is
 //!   used again.
@@ -62,6 +69,7 @@ mod ints;
 mod kernel;
 mod launch;
 mod listener;
+mod mapped;
 mod mounts;
 mod opens;
 mod options;
@@ -69,6 +77,7 @@ mod parked;
 mod paths;
 mod processes;
 mod program;
+mod queues;
 mod resolve;
 mod run;
 mod scratch;

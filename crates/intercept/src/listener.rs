@@ -116,13 +116,19 @@ impl Listener {
     /// Answers with a new descriptor for `fd`, in one step: either the program
     /// has both number and file, or the call still waits.
     pub(crate) fn answer_fd(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool) -> Result<i32, Errno> {
-        self.add_fd(id, fd, cloexec, ADDFD_SEND, 0)
+        self.send_fd(id, fd, cloexec, ADDFD_SEND, 0)
+    }
+
+    /// Gives the program a new descriptor for `fd`. The call still waits for
+    /// its answer.
+    pub(crate) fn add_fd(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool) -> Result<i32, Errno> {
+        self.send_fd(id, fd, cloexec, 0, 0)
     }
 
     /// Puts `fd` in the place of the program's descriptor `number`. The call
     /// still waits for its answer.
     pub(crate) fn replace_fd(&self, id: u64, fd: BorrowedFd<'_>, number: i32, cloexec: bool) -> Result<(), Errno> {
-        self.add_fd(id, fd, cloexec, ADDFD_SETFD, number).map(drop)
+        self.send_fd(id, fd, cloexec, ADDFD_SETFD, number).map(drop)
     }
 
     /// Whether the call still waits: what was looked up by its thread id since
@@ -132,7 +138,7 @@ impl Listener {
         self.ioctl(ID_VALID, &raw mut id).is_ok()
     }
 
-    fn add_fd(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool, flags: u32, newfd: i32) -> Result<i32, Errno> {
+    fn send_fd(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool, flags: u32, newfd: i32) -> Result<i32, Errno> {
         let mut raw = RawAddFd {
             id,
             flags,

@@ -6,6 +6,7 @@
 //! thread or its process has ended, so a number that comes again is looked up
 //! again.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
@@ -45,7 +46,9 @@ pub(crate) struct Process {
     memory: Option<Arc<sys::process::Process>>,
     exec_seen: bool,
     threads: Vec<i32>,
-    known: IntMap<i32, Known>,
+    /// What its mappings in an IOAS hold on to.
+    mm: RefCell<Option<Arc<sys::ProgramMm>>>,
+    known: RefCell<IntMap<i32, Known>>,
 }
 
 impl Process {
@@ -64,31 +67,44 @@ impl Process {
     pub(crate) fn memory(&self) -> Result<Arc<sys::process::Process>, Errno> {
         match &self.memory {
             Some(memory) => Ok(memory.clone()),
-            None => sys::process::Process::open(self.pid),
+            None => sys::process::Process::open_as(self.pid, self.id.0),
         }
+    }
+
+    /// Its memory for after the call. `EACCES` or `EPERM` as
+    /// [`memory`](Self::memory). Its user is who it was at first.
+    pub(crate) fn mm(&self, pinner: &Arc<sys::Pinner>) -> Result<Arc<sys::ProgramMm>, Errno> {
+        let mut mm = self.mm.borrow_mut();
+        if let Some(mm) = &*mm {
+            return Ok(mm.clone());
+        }
+        let new = Arc::new(sys::ProgramMm::new(self.memory()?, pinner.clone(), self.id));
+        *mm = Some(new.clone());
+        Ok(new)
     }
 
     /// What `fd` meant when it was last looked at.
     pub(crate) fn known(&self, fd: i32) -> Option<Known> {
-        self.known.get(&fd).copied()
+        self.known.borrow().get(&fd).copied()
     }
 
     /// Remembers what `fd` means.
-    pub(crate) fn learn(&mut self, fd: i32, known: Known) {
-        if self.known.len() >= MAX_KNOWN {
-            self.known.clear();
+    pub(crate) fn learn(&self, fd: i32, known: Known) {
+        let mut all = self.known.borrow_mut();
+        if all.len() >= MAX_KNOWN {
+            all.clear();
         }
-        self.known.insert(fd, known);
+        all.insert(fd, known);
     }
 
     /// `fd` may mean something else from now on.
-    pub(crate) fn forget(&mut self, fd: i32) {
-        self.known.remove(&fd);
+    pub(crate) fn forget(&self, fd: i32) {
+        self.known.borrow_mut().remove(&fd);
     }
 
     /// Any number may mean something else from now on.
-    pub(crate) fn forget_all(&mut self) {
-        self.known.clear();
+    pub(crate) fn forget_all(&self) {
+        self.known.borrow_mut().clear();
     }
 
     /// It is about to call `execve`, which may fail.
@@ -97,7 +113,7 @@ impl Process {
         self.exec_seen = true;
         if self.memory.is_none() {
             // Undumpable processes give nothing: then every exec counts as a success.
-            self.memory = sys::process::Process::open(self.pid).ok();
+            self.memory = sys::process::Process::open_as(self.pid, self.id.0).ok();
         }
         if let Some(memory) = &self.memory {
             memory.before_exec();
@@ -153,9 +169,10 @@ impl Processes {
             }
             // Also after an exec that failed: the old handle has become slow.
             process.memory = None;
+            process.mm.take();
         }
         if process.memory.is_none() {
-            process.memory = sys::process::Process::open(process.pid).ok();
+            process.memory = sys::process::Process::open_as(process.pid, process.id.0).ok();
         }
         Ok(process)
     }
@@ -183,7 +200,8 @@ impl Processes {
             memory: None,
             exec_seen: false,
             threads: vec![pid],
-            known: IntMap::default(),
+            mm: RefCell::default(),
+            known: RefCell::default(),
         };
         self.next_id += 1;
         let index = match self.processes.iter().position(Option::is_none) {

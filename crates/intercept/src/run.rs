@@ -2,6 +2,7 @@
 //! Runs a program from its start to its end.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +43,7 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
     let mut dispositions = default_dispositions();
     dispositions.extend(signals.iter().flat_map(Signals::dispositions));
 
+    let queues = crate::queues::range();
     let tree = kernel.tree();
     let generation = kernel.tree_generation();
     let mut started = None;
@@ -52,7 +54,7 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
         Isolation::Paths => &[Isolation::Paths],
     };
     for (number, way) in ways.iter().enumerate() {
-        match start(&program, *way, &tree, &options, &dispositions) {
+        match start(&program, *way, &tree, &options, &queues, &dispositions) {
             Ok(it) => {
                 started = Some((*way, it));
                 break;
@@ -78,7 +80,8 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
             files: Files::new().map_err(Error::os("inotify_init"))?,
             processes: Processes::new(ends.clone()),
             events: Events::default(),
-            pinner: sys::pin::Pinner::new(),
+            pinner: Arc::new(sys::pin::Pinner::new()),
+            queues: queues.clone(),
             farm: started.farm,
             attributes: HashMap::new(),
             standing_in: HashMap::new(),
@@ -145,11 +148,12 @@ fn start(
     isolation: Isolation,
     tree: &Tree,
     options: &Options,
+    queues: &Range<i32>,
     dispositions: &crate::launch::Dispositions,
 ) -> Result<Started, Error> {
     let paths = isolation == Isolation::Paths;
     let (sysfs_writable, reads) = (options.sysfs_writable, options.process_figures);
-    let filter = assemble(Choice { paths, sysfs_writable, reads });
+    let filter = assemble(&Choice { paths, sysfs_writable, reads, queues: queues.clone() });
     let mut plan = plan(tree, std::path::Path::new("/"));
     let mut farm = None;
     let mut scratch = None;

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::events::Events;
 use crate::farm::Farm;
-use crate::files::{Files, InodeId};
+use crate::files::{Backing, Files, InodeId};
 use crate::launch::mount_node;
 use crate::parked::Parked;
 use crate::processes::Processes;
@@ -25,12 +26,14 @@ pub(crate) struct State {
     pub(crate) files: Files,
     /// Processes.
     pub(crate) processes: Processes,
+    /// Numbers that descriptors of queues have.
+    pub(crate) queues: Range<i32>,
     /// Eventfds made for the program.
     pub(crate) events: Events,
     /// The fake tree.
     pub(crate) farm: Farm,
     /// Finds the memory behind the program's addresses.
-    pub(crate) pinner: sys::pin::Pinner,
+    pub(crate) pinner: Arc<sys::pin::Pinner>,
     /// Attributes that the program opened for writing, by inode.
     pub(crate) attributes: HashMap<InodeId, String>,
     /// Nodes opened in paths mode whose descriptors still are the stand-in,
@@ -96,8 +99,8 @@ impl State {
         let device = self.kernel.device_file(file).map(|device| device_memfd(&device));
         let made = match device {
             Some(None) => Err(Errno::NXIO),
-            Some(device) => self.files.create(file, device),
-            None => self.files.create(file, None),
+            Some(Some(memfd)) => self.files.create(file, Backing::Device(memfd)),
+            None => self.files.create(file, Backing::Handle),
         };
         match made {
             Ok(description) => Ok((description, self.kernel.kind(file).unwrap_or(FileKind::Other))),

@@ -79,13 +79,13 @@ impl Shared {
         let asked = Asked::now(*n);
         let mut state = self.lock();
         let transfer = transfer_of(n.nr);
-        if transfer.is_none() {
+        if transfer.is_none_or(|how| how.plain) {
             // A file closed before this call is closed for this call. (Data
             // transfers name their device by offset; they need not ask.)
             state.release_closed();
         }
         let outcome = match transfer {
-            Some(how) => state.read_write(n, &self.listener, how),
+            Some(how) => state.transfer(n, &self.listener, how),
             None => state.dispatch(n, &self.listener),
         };
         state.refresh_tree();
@@ -175,7 +175,6 @@ impl State {
             libc::SYS_dup | libc::SYS_dup3 | libc::SYS_fcntl => self.duplicated(n, listener),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_dup2 => self.duplicated(n, listener),
-            libc::SYS_write => self.write_call(n, listener),
             libc::SYS_ftruncate => self.resize(n, listener, Errno::EINVAL),
             libc::SYS_fallocate => self.resize(n, listener, Errno::ENODEV),
             _ if self.isolation == Isolation::Paths => self.path_call(n, listener),
@@ -185,7 +184,8 @@ impl State {
 }
 
 fn transfer_of(nr: i32) -> Option<Transfer> {
-    let how = |write, vectored, flags| Some(Transfer { write, vectored, flags });
+    let how = |write, vectored, flags| Some(Transfer { write, vectored, flags, plain: false });
+    let plain = |write, vectored| Some(Transfer { write, vectored, flags: false, plain: true });
     match libc::c_long::from(nr) {
         libc::SYS_pread64 => how(false, false, false),
         libc::SYS_pwrite64 => how(true, false, false),
@@ -193,6 +193,10 @@ fn transfer_of(nr: i32) -> Option<Transfer> {
         libc::SYS_pwritev => how(true, true, false),
         libc::SYS_preadv2 => how(false, true, true),
         libc::SYS_pwritev2 => how(true, true, true),
+        libc::SYS_read => plain(false, false),
+        libc::SYS_write => plain(true, false),
+        libc::SYS_readv => plain(false, true),
+        libc::SYS_writev => plain(true, true),
         _ => None,
     }
 }

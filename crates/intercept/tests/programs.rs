@@ -89,6 +89,24 @@ fn eventfds_of_the_program() {
     client(&["eventfd"]);
 }
 
+// IOMMUFD-2.12, API-018
+#[test]
+fn requests_give_descriptors_in_their_structures() {
+    client(&["handles"]);
+}
+
+// IOMMUFD-11.10
+#[test]
+fn queues_are_read_written_and_polled() {
+    client(&["queues"]);
+}
+
+// IOMMUFD-5.8, IOMMUFD-5.10
+#[test]
+fn memory_and_files_outlive_their_call() {
+    client(&["outlives"]);
+}
+
 // GRP-059
 #[test]
 fn a_cdev_is_a_character_device_until_it_is_used() {

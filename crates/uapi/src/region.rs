@@ -14,6 +14,10 @@ pub const PER_DEVICE: u32 = 32;
 /// Devices that fit in a file offset (a positive `i64`).
 pub const MAX_DEVICES: u32 = (1 << (63 - SHIFT)) / PER_DEVICE - 1;
 
+/// The lowest offset that is a region's, in any layout: of region 1 where
+/// Linux has it.
+pub const FIRST: u64 = 1 << SHIFT;
+
 /// File offset at which region `index` of device number `device` starts.
 #[must_use]
 pub const fn offset(device: u32, index: u32) -> u64 {

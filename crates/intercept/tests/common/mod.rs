@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use caller::{Caller, FileId, FileIds, Parking, ProcessId, Reply, Ticket, Wait, Wake};
+use caller::{Caller, FileId, FileIds, Mm, Parking, ProcessId, Readiness, Reply, Ticket, Wait, Wake};
 use device::{DeviceFile, DeviceFiles, RegionLayout};
 use intercept::{FileKind, Kernel, Node, Tree};
 use uapi::{Errno, region};
@@ -37,8 +37,21 @@ pub struct Fake {
     gate: Option<Vec<Ticket>>,
     /// Calls that wait for a close.
     for_close: Vec<Ticket>,
+    /// What queues hold, and who shows it.
+    queues: BTreeMap<FileId, (Vec<u8>, Arc<dyn Readiness>)>,
+    /// The memory of whoever gave it last.
+    mm: Option<Arc<dyn Mm>>,
     pub log: Arc<Mutex<Log>>,
 }
+
+/// Requests of the tests' own.
+pub const NEW_HANDLE: u32 = 0x3ba1;
+pub const NEW_QUEUE: u32 = 0x3ba2;
+pub const FILL_QUEUES: u32 = 0x3ba3;
+pub const PIN_FILE: u32 = 0x3ba4;
+pub const KEEP_MM: u32 = 0x3ba5;
+pub const READ_MM: u32 = 0x3ba6;
+pub const IS_MAPPED: u32 = 0x3ba7;
 
 pub const GET_API_VERSION: u32 = 0x3b64;
 pub const CHECK_EXTENSION: u32 = 0x3b65;
@@ -64,6 +77,8 @@ impl Fake {
             parking: Parking::default(),
             gate: None,
             for_close: Vec::new(),
+            queues: BTreeMap::new(),
+            mm: None,
             log: Arc::default(),
         }
     }
@@ -90,6 +105,13 @@ impl Fake {
     fn count(&self, kind: FileKind) -> usize {
         self.files.values().filter(|other| **other == kind).count()
     }
+}
+
+fn first_byte(pinned: &caller::Pinned) -> Result<u8, Errno> {
+    let mut byte = [0u8];
+    let segment = iommu::Segment::Remote { memory: &*pinned.memory, offset: pinned.offset, len: 1 };
+    segment.read(&mut byte).map_err(|_| Errno::EFAULT)?;
+    Ok(byte[0])
 }
 
 impl Kernel for Fake {
@@ -193,12 +215,67 @@ impl Kernel for Fake {
             }
             (FileKind::Device, RESET) => 0,
             (FileKind::Iommufd, 0x3b81) => 5,
+            (FileKind::Iommufd, NEW_HANDLE) => {
+                let file = self.add(FileKind::Other);
+                let fd = caller.new_handle(file).inspect_err(|_| self.release(file))?;
+                if arg == 1 {
+                    caller.close(fd);
+                }
+                fd as u64
+            }
+            (FileKind::Iommufd, NEW_QUEUE) => {
+                let file = self.add(FileKind::Other);
+                let made = if arg == 1 { caller.new_event_queue(file) } else { caller.new_queue(file) };
+                let (fd, readiness) = made.inspect_err(|_| self.release(file))?;
+                self.queues.insert(file, (Vec::new(), readiness));
+                fd as u64
+            }
+            // So many bytes into every queue.
+            (FileKind::Iommufd, FILL_QUEUES) => {
+                for (content, readiness) in self.queues.values_mut() {
+                    *content = vec![b'q'; arg as usize & 0xff];
+                    readiness.set_readable(!content.is_empty());
+                }
+                0
+            }
+            (FileKind::Iommufd, PIN_FILE) => {
+                let pinned = caller.client_file(arg as u32 as i32)?.pin(4096 * (arg >> 32), 4096)?;
+                u64::from(first_byte(&pinned)?)
+            }
+            (FileKind::Iommufd, KEEP_MM) => {
+                let mm = caller.mm()?;
+                assert_eq!((mm.process(), mm.memlock_limit()), (caller.process(), caller.memlock_limit()));
+                self.mm = Some(mm);
+                0
+            }
+            (FileKind::Iommufd, READ_MM) => {
+                let mm = self.mm.as_ref().ok_or(Errno::ENOENT)?;
+                let mut byte = [0];
+                mm.read(arg, &mut byte)?;
+                let pinned = mm.pin(arg & !4095, 4096, true)?;
+                assert_eq!(
+                    pinned.memory.identity(pinned.offset),
+                    mm.pin(arg & !4095, 1, false)?.memory.identity(pinned.offset)
+                );
+                u64::from(byte[0])
+            }
+            (FileKind::Device, IS_MAPPED) => u64::from(caller.is_mapped(file, region::offset(0, 0) + 4096 * arg, 4096)),
             _ => return Err(Errno::ENOTTY),
         };
         Ok(Reply::Value(value))
     }
 
     fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
+        if let Some((content, readiness)) = self.queues.get_mut(&file) {
+            if offset != 0 {
+                return Err(Errno::ESPIPE);
+            }
+            let taken = content.len().min(len as usize);
+            caller.write(buf, &content[..taken])?;
+            content.drain(..taken);
+            readiness.set_readable(!content.is_empty());
+            return Ok(Reply::Value(taken as u64));
+        }
         let (0, 7, at) = region::split(offset).ok_or(Errno::EINVAL)? else { return Err(Errno::EINVAL) };
         if self.files.get(&file) != Some(&FileKind::Device) {
             return Err(Errno::EINVAL);
@@ -214,6 +291,11 @@ impl Kernel for Fake {
     }
 
     fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
+        if self.queues.contains_key(&file) {
+            let mut byte = [0];
+            caller.read(buf, &mut byte)?;
+            return if byte[0] == b'w' { Ok(Reply::Value(len)) } else { Err(Errno::EFBIG) };
+        }
         let (0, 7, at) = region::split(offset).ok_or(Errno::EINVAL)? else { return Err(Errno::EINVAL) };
         if self.files.get(&file) != Some(&FileKind::Device) {
             return Err(Errno::EINVAL);
@@ -224,13 +306,18 @@ impl Kernel for Fake {
     }
 
     fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool, _exec: bool) -> Result<(), Errno> {
-        let device = self.files.get(&file) == Some(&FileKind::Device);
+        match self.files.get(&file) {
+            Some(FileKind::Iommufd) => return Err(Errno::ENXIO),
+            Some(FileKind::Device) => {}
+            _ => return Err(Errno::ENODEV),
+        }
         let inside = matches!(region::split(offset), Some((0, 0, at)) if at.saturating_add(len) <= 8192);
-        if device && inside && shared { Ok(()) } else { Err(Errno::EINVAL) }
+        if inside && shared { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
     fn release(&mut self, file: FileId) {
         let kind = self.files.remove(&file);
+        self.queues.remove(&file);
         let mut log = self.log.lock().unwrap();
         log.released += u64::from(kind.is_some());
         drop(log);
