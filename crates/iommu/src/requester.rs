@@ -144,9 +144,7 @@ impl Requester {
         std::mem::take(&mut *lock(&self.faults))
     }
 
-    /// Whether the bus master enable bit is set.
-    #[must_use]
-    pub fn is_bus_master(&self) -> bool {
+    pub(crate) fn is_bus_master(&self) -> bool {
         self.bus_master.load(Ordering::Acquire)
     }
 

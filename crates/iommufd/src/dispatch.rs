@@ -31,7 +31,9 @@ impl Iommufd {
         let argument = Argument::at(address, call.caller)?;
         let request = Request { context, number, argument };
         match nr {
-            0x80 => self.run(&request, call, |s, r, c: &mut abi::Destroy, _| s.destroy(r.context, c.id)),
+            0x80 => {
+                self.run(&request, call, |s, r, c: &mut abi::Destroy, call| s.destroy(r.context, c.id, call.caller))
+            }
             0x81 => self.on_context(&request, call, Context::ioas_alloc),
             0x82 => self.on_context(&request, call, |s, _, c: &mut _, caller| s.ioas_allow_iovas(c, caller)),
             0x83 => self.on_context(&request, call, Context::ioas_copy),
@@ -40,8 +42,27 @@ impl Iommufd {
             0x86 => self.on_context(&request, call, Context::ioas_unmap),
             0x87 => self.on_context(&request, call, Context::option),
             0x88 => self.on_context(&request, call, Context::vfio_ioas),
+            0x89 => self.run(&request, call, Iommufd::hwpt_alloc),
+            0x8a => self.run(&request, call, Iommufd::get_hw_info),
+            0x8b => self.run(&request, call, Iommufd::hwpt_set_dirty_tracking),
+            0x8c => self.run(&request, call, Iommufd::hwpt_get_dirty_bitmap),
+            0x8d => self.run(&request, call, Iommufd::hwpt_invalidate),
+            0x8e => self.run(&request, call, Iommufd::fault_queue_alloc),
             0x8f => self.run(&request, call, Iommufd::ioas_map_file),
+            0x90 => self.run(&request, call, Iommufd::viommu_alloc),
+            0x91 => self.run(&request, call, Iommufd::vdevice_alloc),
             0x92 => self.on_context(&request, call, |s, _, c: &mut _, caller| s.ioas_change_process(c, caller)),
+            0x93 => self.run(&request, call, Iommufd::veventq_alloc),
+            0x94 => self.run(&request, call, Iommufd::hw_queue_alloc),
+            0xa0 => {
+                // The one call that returns a number.
+                let mut value = 0;
+                self.run(&request, call, |s, r, c, call| {
+                    value = s.test(r, c, call)?;
+                    Ok(())
+                })?;
+                Ok(Reply::Value(value))
+            }
             _ => Err(Errno::ENOTTY),
         }
     }

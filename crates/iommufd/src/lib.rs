@@ -13,10 +13,16 @@ mod compat;
 mod context;
 mod device;
 mod dispatch;
+mod driver;
 mod envelope;
 mod fault;
+mod file;
+mod hwpt;
 mod ids;
 mod ioas;
+mod selftest;
+mod viommu;
+mod vtd;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,6 +36,7 @@ pub use context::ContextId;
 pub use device::{Binding, DeviceProperties};
 pub use fault::{FaultCookies, PageRequest, PageResponder, PageResponse, PageResponseCode};
 pub use ids::{Kind, ObjectId};
+pub use vtd::vtd_registers;
 
 /// What the lab's IOMMU can do, and what Linux takes as options.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +45,11 @@ pub struct Options {
     pub selftest: bool,
     /// How the answers to page requests are told apart.
     pub fault_cookies: FaultCookies,
+    /// `iommufd.allow_unsafe_interrupts`.
+    pub allow_unsafe_interrupts: bool,
+    /// Bits of an I/O virtual address: the lab's IOMMU translates
+    /// `0..=2^address_width - 1`.
+    pub address_width: u8,
     /// Bytes of memory that the objects and mappings of all contexts together
     /// may take, about; beyond it is `ENOMEM`.
     pub memory_limit: u64,
@@ -45,7 +57,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { selftest: false, fault_cookies: FaultCookies::default(), memory_limit: 4 << 30 }
+        Options {
+            selftest: false,
+            fault_cookies: FaultCookies::default(),
+            allow_unsafe_interrupts: false,
+            address_width: 48,
+            memory_limit: 4 << 30,
+        }
     }
 }
 
@@ -76,6 +94,8 @@ pub struct Iommufd {
     /// Buffers of devices that are open as files.
     dma_bufs: BTreeMap<FileId, Arc<DmaBuf>>,
     last_context: u64,
+    /// Mock devices that the selftest has made.
+    mocks_made: u64,
     accounts: Accounts,
     budget: Budget,
 }
@@ -94,6 +114,7 @@ impl Iommufd {
             files: BTreeMap::new(),
             dma_bufs: BTreeMap::new(),
             last_context: 0,
+            mocks_made: 0,
             accounts,
             budget: Budget::new(options.memory_limit),
             options,
@@ -104,7 +125,11 @@ impl Iommufd {
     pub fn open(&mut self, file: FileId, vfio: bool) {
         self.last_context += 1;
         let id = ContextId(self.last_context);
-        self.contexts.insert(id, Context::new(vfio, self.accounts.clone(), self.budget.clone()));
+        let mut context = Context::new(file, vfio, self.accounts.clone(), self.budget.clone());
+        if self.options.selftest {
+            context.pages = viommu::pages(self.platform.device_files(), selftest::REGION);
+        }
+        self.contexts.insert(id, context);
         self.files.insert(file, Open::Context(id));
     }
 

@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use models::dsa;
 use pci::Address;
 
 use super::LabError;
@@ -75,8 +74,6 @@ pub enum Model {
     Nvme(NvmeSpec),
     /// An Intel I/OAT DMA engine.
     Ioat,
-    /// An Intel Data Streaming Accelerator.
-    Dsa(dsa::Config),
 }
 
 /// Keys of `model = "nvme"`.
@@ -118,7 +115,7 @@ pub enum Medium {
     File(PathBuf),
 }
 
-const MODELS: &str = "nvme, ioat, dsa";
+const MODELS: &str = "nvme, ioat";
 
 impl PortSpec {
     pub(super) fn decode(mut section: Section) -> Result<PortSpec, LabError> {
@@ -166,10 +163,6 @@ impl DeviceSpec {
             "ioat" => {
                 section.what = "an ioat device".into();
                 Model::Ioat
-            }
-            "dsa" => {
-                section.what = "a dsa device".into();
-                Model::Dsa(super::dsa::decode(&mut section)?)
             }
             _ => return Err(LabError::new(&model_place, format!("unknown model `{name}`; models are {MODELS}"))),
         };

@@ -2,15 +2,24 @@
 //! Bound devices: what `vfio` tells of a device, and the object that a program
 //! sees (iommufd-api.md, sections 2 and 8).
 
+mod attach;
+mod change;
+mod group;
+mod hw_info;
+
 use std::sync::Arc;
 
 use iommu::Requester;
 use uapi::Errno;
 
 use crate::Iommufd;
-use crate::context::ContextId;
-use crate::fault::PageResponder;
+use crate::context::{Context, ContextId};
+use crate::driver::Driver;
+use crate::fault::{PageRequest, PageResponder};
 use crate::ids::{Kind, ObjectId};
+use crate::vtd::Vtd;
+
+pub(crate) use group::{Attached, Group};
 
 /// A device to bind.
 #[derive(Clone, Debug)]
@@ -26,8 +35,12 @@ pub struct Binding {
 }
 
 /// What a device and the IOMMU in front of it can do.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct DeviceProperties {
+    /// Its DMA is cache coherent.
+    pub coherent: bool,
+    /// Its interrupts cannot be forged by other devices' DMA.
+    pub isolated_msi: bool,
     /// The IOMMU tracks its writes.
     pub dirty_tracking: bool,
     /// PASIDs that it may use, 0 without: a power of two, at most 2^20.
@@ -47,48 +60,134 @@ pub struct DeviceProperties {
     pub responder: Option<Arc<dyn PageResponder>>,
 }
 
+impl Default for DeviceProperties {
+    /// A coherent device with isolated interrupts and nothing else.
+    fn default() -> DeviceProperties {
+        DeviceProperties {
+            coherent: true,
+            isolated_msi: true,
+            dirty_tracking: false,
+            max_pasids: 0,
+            pasid_exec: false,
+            pasid_priv: false,
+            ats: false,
+            vf_of_pri_pf: false,
+            reserved: Vec::new(),
+            responder: None,
+        }
+    }
+}
+
+/// A bound device.
+#[derive(Debug)]
+pub(crate) struct Device {
+    pub(crate) group: u64,
+    pub(crate) properties: DeviceProperties,
+    /// Its vDEVICE (IOMMUFD-11.7).
+    pub(crate) vdevice: Option<ObjectId>,
+    /// Requests of groups that are not complete.
+    pub(crate) partials: Vec<PageRequest>,
+    /// Requests of complete groups that are not answered.
+    pub(crate) outstanding: u32,
+    /// Whether it holds its context, which a mock device does not.
+    holds_context: bool,
+}
+
 impl Iommufd {
-    /// Binds a device to a context; the id that names it there.
+    /// Binds a device to a context; the id that names it there (API-106).
+    /// `EINVAL` if it is not coherent, `EPERM` if its interrupts are not
+    /// isolated or its group belongs to another context.
     pub fn bind(&mut self, context: ContextId, binding: Binding) -> Result<ObjectId, Errno> {
-        let _ = binding;
-        let id = self.context_mut(context)?.ids.add(Kind::Device)?;
-        self.context_mut(context)?.ids.get(id);
+        let Binding { group, requester: _, members, properties } = binding;
+        let driver = Vtd::new(self.options.address_width, properties.dirty_tracking, members);
+        let id = self.bind_to(context, group, properties, Box::new(driver), true)?;
         self.get_context(context);
         Ok(id)
     }
 
-    /// Undoes [`bind`](Self::bind). Attachments must be gone.
-    pub fn unbind(&mut self, context: ContextId, device: ObjectId) {
-        if let Ok(context) = self.context_mut(context) {
-            context.ids.remove(device);
+    /// Binds a device behind any IOMMU. `driver` is forgotten if its group has one.
+    pub(crate) fn bind_to(
+        &mut self,
+        context: ContextId,
+        group: u64,
+        properties: DeviceProperties,
+        driver: Box<dyn Driver>,
+        holds_context: bool,
+    ) -> Result<ObjectId, Errno> {
+        if !properties.coherent {
+            return Err(Errno::EINVAL);
         }
-        self.put_context(context);
+        if !properties.isolated_msi && !self.options.allow_unsafe_interrupts {
+            return Err(Errno::EPERM);
+        }
+        if self.contexts.iter().any(|(id, other)| *id != context && other.groups.contains_key(&group)) {
+            return Err(Errno::EPERM);
+        }
+        let context = self.context_mut(context)?;
+        let id = context.ids.add(Kind::Device)?;
+        // The driver that binds it is a user until it unbinds.
+        context.ids.get(id);
+        context.groups.entry(group).or_insert_with(|| Group::new(driver)).bound += 1;
+        let device = Device { group, properties, vdevice: None, partials: Vec::new(), outstanding: 0, holds_context };
+        context.devices.insert(id, device);
+        Ok(id)
     }
 
-    /// Attaches a PASID of a device, 0 for requests without one, to an IOAS or
-    /// HWPT; the HWPT that it is attached to (IOMMUFD-8.10 to 8.15). `ENOENT`,
-    /// `EBUSY` if it is attached, `EINVAL`, `EADDRINUSE`, `EFAULT`, `ENOMEM`.
-    pub fn attach(&mut self, context: ContextId, device: ObjectId, pasid: u32, pt_id: u32) -> Result<u32, Errno> {
-        let _ = (context, device, pasid, pt_id);
-        Err(Errno::ENOENT)
+    /// Undoes [`bind`](Self::bind). What is still attached is detached; a
+    /// vDEVICE goes by force and leaves its id behind (IOMMUFD-2.8).
+    pub fn unbind(&mut self, context: ContextId, device: ObjectId) {
+        let gone = self.context_mut(context).ok().and_then(|at| at.remove_device(device));
+        if gone.is_some_and(|gone| gone.holds_context) {
+            self.put_context(context);
+        }
     }
 
-    /// Attaches to something else, for the whole group; a failure changes
-    /// nothing (IOMMUFD-8.16, 8.17). As [`attach`](Self::attach), `EINVAL` if it
-    /// is not attached.
-    pub fn replace(&mut self, context: ContextId, device: ObjectId, pasid: u32, pt_id: u32) -> Result<u32, Errno> {
-        let _ = (context, device, pasid, pt_id);
-        Err(Errno::ENOENT)
-    }
-
-    /// Detaches a PASID of a device, if it is attached (IOMMUFD-8.18).
-    pub fn detach(&mut self, context: ContextId, device: ObjectId, pasid: u32) {
-        let _ = (context, device, pasid);
+    /// Whether a device of the group is bound to the context.
+    #[must_use]
+    pub fn has_group(&self, context: ContextId, group: u64) -> bool {
+        self.contexts.get(&context).is_some_and(|context| context.groups.contains_key(&group))
     }
 
     /// A function was plugged into a group: if it has a bound device, its DMA
     /// goes where that of the group goes.
     pub fn group_member_added(&mut self, group: u64, requester: &Arc<Requester>) {
-        let _ = (group, requester);
+        for context in self.contexts.values_mut() {
+            let Context { groups, hwpts, .. } = context;
+            if let Some(group) = groups.get_mut(&group) {
+                let domain = |hwpt| hwpts.get(&hwpt).map(|hwpt| hwpt.domain());
+                let attached: Vec<_> =
+                    group.attached.iter().filter_map(|(pasid, to)| Some((*pasid, domain(to.hwpt)?))).collect();
+                group.driver.add_member(requester, &attached);
+            }
+        }
+    }
+}
+
+impl Context {
+    /// Takes a bound device apart, and all that hangs on it.
+    pub(crate) fn remove_device(&mut self, device: ObjectId) -> Option<Device> {
+        let group = self.devices.get(&device)?.group;
+        let pasids: Vec<u32> = self.groups.get(&group).map(|group| group.pasids_of(device)).unwrap_or_default();
+        for pasid in pasids {
+            self.detach(device, pasid);
+        }
+        if let Some(vdevice) = self.devices.get(&device).and_then(|device| device.vdevice) {
+            self.remove_vdevice(vdevice);
+            self.ids.bury(vdevice);
+        }
+        if let Some(bound) = self.groups.get_mut(&group) {
+            bound.bound = bound.bound.saturating_sub(1);
+            if bound.bound == 0 {
+                self.groups.remove(&group);
+            }
+        }
+        self.ids.remove(device);
+        self.devices.remove(&device)
+    }
+
+    /// The IOMMU in front of a device.
+    pub(crate) fn driver(&self, device: ObjectId) -> Result<&dyn Driver, Errno> {
+        let group = self.devices.get(&device).ok_or(Errno::ENOENT)?.group;
+        Ok(&*self.groups.get(&group).ok_or(Errno::ENOENT)?.driver)
     }
 }

@@ -6,13 +6,13 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use caller::Pinned;
-use iommu::DirtyLog;
+use iommu::{DirtyLog, Mapping, Prot};
 use uapi::Errno;
 
 use super::area::{Behind, tag};
 use super::{Ioas, Owner};
 use crate::PAGE;
-use crate::backing::Backing;
+use crate::backing::{Backing, PagesId};
 use crate::ids::ObjectId;
 
 /// What an IOAS must know of a domain that is to use its mappings.
@@ -26,6 +26,9 @@ pub(crate) struct DomainProperties {
     pub(crate) log: Option<Arc<DirtyLog>>,
     /// Whether it enforces cache coherency.
     pub(crate) coherent: bool,
+    /// Whether it has mappings for writing only (a nesting parent of VT-d,
+    /// which an erratum forbids read-only ones).
+    pub(crate) force_writeable: bool,
 }
 
 /// A domain that uses the mappings.
@@ -71,6 +74,10 @@ impl Ioas {
         if let Some(after) = end.checked_add(1) {
             self.reserve(owner, after, u64::MAX, backing).inspect_err(|_| undo(self, backing))?;
         }
+        if domain.force_writeable && self.has_read_only() {
+            undo(self, backing);
+            return Err(Errno::EINVAL);
+        }
         if self.domains.is_empty() {
             self.fill(backing).inspect_err(|_| undo(self, backing))?;
         }
@@ -89,6 +96,47 @@ impl Ioas {
         self.unreserve(Owner::Domain(hwpt), backing);
         // Cannot fail: the alignment does not rise.
         let _ = self.update_alignment(backing);
+    }
+
+    /// A buffer is taken away from devices (IOMMUFD-5.11): areas of these pages
+    /// lead nowhere from the return on.
+    pub(crate) fn revoke(&self, pages: &[PagesId], backing: &Backing) {
+        if self.domains.is_empty() {
+            return;
+        }
+        for (first, _) in self.special.iter().filter(|(_, special)| pages.contains(&special.pages)) {
+            // Without room for a record the old one is gone from devices, too.
+            self.point(*first, &backing.nowhere(0), tag::SPECIAL);
+        }
+    }
+
+    /// The areas whose pages are pinned for domains and for nobody else.
+    pub(crate) fn pinned_areas(&self) -> impl Iterator<Item = Mapping> {
+        let mut next = (!self.domains.is_empty()).then_some(0);
+        let areas = std::iter::from_fn(move || {
+            let mapping = self.space.at_or_after(next?)?;
+            next = mapping.last.checked_add(1);
+            Some(mapping)
+        });
+        areas.filter(|mapping| mapping.tag & tag::SPECIAL == 0)
+    }
+
+    /// Whether domains refuse an area with these rights: `EINVAL`.
+    pub(super) fn check_prot(&self, prot: Prot) -> Result<(), Errno> {
+        let force_writeable = self.domains.iter().any(|domain| domain.properties.force_writeable);
+        // VT-d has no entries without rights (IOMMUFD-12.4).
+        let none = prot.is_empty() && !self.domains.is_empty();
+        if none || (force_writeable && !prot.contains(Prot::WRITE)) { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
+    fn has_read_only(&self) -> bool {
+        let mut next = Some(0);
+        let mut areas = std::iter::from_fn(|| {
+            let mapping = self.space.at_or_after(next?)?;
+            next = mapping.last.checked_add(1);
+            Some(mapping.prot)
+        });
+        areas.any(|prot| !prot.contains(Prot::WRITE))
     }
 
     /// Whether every domain enforces cache coherency.

@@ -100,9 +100,7 @@ impl Ioas {
         tag: u32,
         backing: &Backing,
     ) -> Result<(), Errno> {
-        if prot.is_empty() && !self.domains.is_empty() {
-            return Err(Errno::EINVAL); // as VT-d (IOMMUFD-12.4)
-        }
+        self.check_prot(prot)?;
         backing.budget.take(AREA)?;
         let memory = Arc::clone(&pinned.memory);
         let mapping = Mapping { first: iova, last: iova + (length - 1), prot, memory, offset: pinned.offset, tag };

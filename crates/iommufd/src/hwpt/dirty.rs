@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Dirty tracking of a HWPT (iommufd-api.md, section 9).
+
+use std::ops::ControlFlow;
+
+use caller::Caller;
+use uapi::Errno;
+use uapi::iommufd::{HwptGetDirtyBitmap, HwptSetDirtyTracking};
+
+use crate::dispatch::Request;
+use crate::{Call, Iommufd};
+
+const ENABLE: u32 = 1;
+const NO_CLEAR: u32 = 1;
+
+impl Iommufd {
+    /// `IOMMU_HWPT_SET_DIRTY_TRACKING` (IOMMUFD-9.1).
+    pub(crate) fn hwpt_set_dirty_tracking(
+        &mut self,
+        request: &Request,
+        cmd: &mut HwptSetDirtyTracking,
+        _call: &mut Call<'_>,
+    ) -> Result<(), Errno> {
+        if cmd.flags & !ENABLE != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let context = self.context_mut(request.context)?;
+        let (_, paging) = context.paging(cmd.hwpt_id)?;
+        let log = paging.domain.log.as_ref().ok_or(Errno::EOPNOTSUPP)?;
+        let on = cmd.flags & ENABLE != 0;
+        if on || log.is_enabled() {
+            log.set_enabled(on);
+        }
+        Ok(())
+    }
+
+    /// `IOMMU_HWPT_GET_DIRTY_BITMAP` (IOMMUFD-9.2 to 9.8).
+    pub(crate) fn hwpt_get_dirty_bitmap(
+        &mut self,
+        request: &Request,
+        cmd: &mut HwptGetDirtyBitmap,
+        call: &mut Call<'_>,
+    ) -> Result<(), Errno> {
+        if cmd.flags & !NO_CLEAR != 0 || cmd.reserved != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let context = self.context_mut(request.context)?;
+        let (_, paging) = context.paging(cmd.hwpt_id)?;
+        let ioas = context.ioases.get(&paging.ioas).ok_or(Errno::ENOENT)?;
+        let last = check(cmd, ioas.alignment())?;
+        let log = paging.domain.log.as_ref().ok_or(Errno::EOPNOTSUPP)?;
+        // What comes after the first hole is neither reported nor cleared (9.7).
+        let Some(last) = ioas.mapped_until(cmd.iova, last) else { return Ok(()) };
+        let mut bitmap = Bitmap::new(cmd, last, log.page_shift(), call.caller);
+        let _ = log.read(cmd.iova, last, cmd.flags & NO_CLEAR == 0, &mut |first, words| {
+            bitmap.add(first, words);
+            ControlFlow::Continue(())
+        });
+        bitmap.flush();
+        Ok(())
+    }
+}
+
+/// The last IOVA that is asked for. `EOVERFLOW`, `EINVAL`.
+fn check(cmd: &HwptGetDirtyBitmap, alignment: u64) -> Result<u64, Errno> {
+    let last = cmd.iova.checked_add(cmd.length.wrapping_sub(1)).ok_or(Errno::EOVERFLOW)?;
+    let misaligned = |to: u64| (cmd.iova | last.wrapping_add(1)) & (to - 1) != 0;
+    if misaligned(alignment) || cmd.page_size == 0 || misaligned(cmd.page_size) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(last)
+}
+
+/// Words that are gathered before the program's bitmap is touched.
+const GATHER: usize = 64 << 10;
+
+/// A program's bitmap, of which bits are set but never cleared (9.4). A part
+/// that cannot be written is left out (9.7).
+struct Bitmap<'a> {
+    caller: &'a dyn Caller,
+    /// Where it begins, any byte.
+    address: u64,
+    /// Bytes of it.
+    len: u64,
+    iova: u64,
+    last: u64,
+    /// Bytes that a bit stands for, as a power of two.
+    shift: u32,
+    /// Bytes of a granule of the log, as a power of two.
+    granule: u32,
+    /// Words not yet written, from word `at` of the bitmap on.
+    words: Vec<u64>,
+    at: u64,
+}
+
+impl<'a> Bitmap<'a> {
+    fn new(cmd: &HwptGetDirtyBitmap, last: u64, granule: u32, caller: &'a dyn Caller) -> Bitmap<'a> {
+        let shift = cmd.page_size.trailing_zeros();
+        let bits = ((last - cmd.iova) >> shift).saturating_add(1);
+        Bitmap {
+            caller,
+            address: cmd.data,
+            len: bits.div_ceil(8),
+            iova: cmd.iova,
+            last,
+            shift,
+            granule,
+            words: Vec::new(),
+            at: 0,
+        }
+    }
+
+    /// Granules from the one at `first` on, a multiple of 64 of them, are dirty.
+    fn add(&mut self, first: u64, dirty: &[u64]) {
+        if self.shift == self.granule {
+            self.add_same(first, dirty);
+        } else {
+            for (n, word) in dirty.iter().enumerate().filter(|(_, word)| **word != 0) {
+                self.add_ranges(first + ((n as u64) << (6 + self.granule)), *word);
+            }
+        }
+    }
+
+    /// A bit stands for a granule: words are shifted.
+    fn add_same(&mut self, first: u64, dirty: &[u64]) {
+        // Granules before `iova` in the first word are not dirty.
+        let bit = (first >> self.granule).wrapping_sub(self.iova >> self.granule).cast_signed();
+        let (index, by) = (bit.div_euclid(64), bit.rem_euclid(64));
+        for (n, word) in dirty.iter().enumerate().filter(|(_, word)| **word != 0) {
+            let index = index + n as i64;
+            let (low, high) = (word << by, if by == 0 { 0 } else { word >> (64 - by) });
+            if low != 0 {
+                self.set(index.cast_unsigned(), low);
+            }
+            if high != 0 {
+                self.set((index + 1).cast_unsigned(), high);
+            }
+        }
+    }
+
+    /// A bit stands for more or less than a granule: 9.5.
+    fn add_ranges(&mut self, first: u64, word: u64) {
+        let mut rest = word;
+        while rest != 0 {
+            let from = rest.trailing_zeros();
+            let run = (rest >> from).trailing_ones();
+            let start = first + (u64::from(from) << self.granule);
+            let end = start + (((u64::from(run)) << self.granule) - 1);
+            self.set_range(
+                (start.max(self.iova) - self.iova) >> self.shift,
+                (end.min(self.last) - self.iova) >> self.shift,
+            );
+            rest = if from + run == 64 { 0 } else { rest & (u64::MAX << (from + run)) };
+        }
+    }
+
+    fn set_range(&mut self, first: u64, last: u64) {
+        for word in first / 64..=last / 64 {
+            let mut bits = u64::MAX;
+            if word == first / 64 {
+                bits &= u64::MAX << (first % 64);
+            }
+            if word == last / 64 {
+                bits &= u64::MAX >> (63 - last % 64);
+            }
+            self.set(word, bits);
+        }
+    }
+
+    /// Words come in ascending order; one may come twice in a row.
+    fn set(&mut self, word: u64, bits: u64) {
+        // Far from the others: rather touch the bitmap twice than all between.
+        const NEAR: u64 = 64;
+        let next = self.at + self.words.len() as u64;
+        if self.words.is_empty() || word > next + NEAR || word - self.at >= GATHER as u64 {
+            self.flush();
+            self.at = word;
+        }
+        let index = (word - self.at) as usize;
+        if index >= self.words.len() {
+            self.words.resize(index + 1, 0);
+        }
+        if let Some(slot) = self.words.get_mut(index) {
+            *slot |= bits;
+        }
+    }
+
+    fn flush(&mut self) {
+        let mut words = std::mem::take(&mut self.words);
+        let start = self.at * 8;
+        let len = (words.len() as u64 * 8).min(self.len.saturating_sub(start)) as usize;
+        if let Some(address) = self.address.checked_add(start).filter(|_| len != 0) {
+            self.merge(address, len, &mut words);
+        }
+        words.clear();
+        self.words = words;
+    }
+
+    fn merge(&self, address: u64, len: usize, words: &mut [u64]) {
+        // Where every bit is set nothing of what was there stays.
+        if words.iter().any(|word| *word != u64::MAX) {
+            let mut old = vec![0; words.len()];
+            let bytes = zerocopy::IntoBytes::as_mut_bytes(old.as_mut_slice());
+            if self.caller.read(address, &mut bytes[..len]).is_err() {
+                return self.merge_pages(address, len, words);
+            }
+            words.iter_mut().zip(old).for_each(|(word, old)| *word |= old);
+        }
+        let bytes = zerocopy::IntoBytes::as_bytes(&*words);
+        if self.caller.write(address, &bytes[..len]).is_err() {
+            self.merge_pages(address, len, words);
+        }
+    }
+
+    /// Page by page, since one of them is not there.
+    fn merge_pages(&self, address: u64, len: usize, words: &[u64]) {
+        const PAGE: u64 = 4096;
+        let bytes = &zerocopy::IntoBytes::as_bytes(words)[..len];
+        let mut done = 0;
+        while done < len {
+            let at = address + done as u64;
+            let part = ((PAGE - at % PAGE) as usize).min(len - done);
+            let mut old = vec![0; part];
+            if self.caller.read(at, &mut old).is_ok() {
+                old.iter_mut().zip(&bytes[done..done + part]).for_each(|(old, new)| *old |= new);
+                let _ = self.caller.write(at, &old);
+            }
+            done += part;
+        }
+    }
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The lab's IOMMU, as Linux's Intel VT-d driver has it.
+//!
+//! Second-stage tables hold pages of 4 KiB, 2 MiB and 1 GiB and note writes by
+//! 4 KiB; first-stage tables are the program's own, nested in front of one.
+//! There are no vIOMMUs, as with VT-d in Linux 7.2.
+
+use std::sync::Arc;
+
+use iommu::{DirtyLog, Domain, Requester};
+use uapi::Errno;
+use uapi::iommufd::HwptFlags;
+use uapi::iommufd_hw::{HW_INFO_VTD, HwInfoVtd, NONE};
+use zerocopy::IntoBytes;
+
+use crate::driver::{Driver, Iommu, Paging, Target, UserData};
+
+/// 4 KiB, 2 MiB and 1 GiB.
+const PAGE_SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
+const PAGE_SHIFT: u32 = 12;
+/// IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17, which Linux always reports: no
+/// read-only mappings in a nesting parent.
+const ERRATA: u32 = 1;
+
+/// Registers of the IOMMU for addresses of so many bits: capability and
+/// extended capability. Scalable mode with both stages, nesting, access and
+/// dirty bits, PASIDs of 20 bits and page requests; no supervisor requests, no
+/// extended access bits.
+#[must_use]
+pub fn vtd_registers(address_width: u8) -> (u64, u64) {
+    let mut cap = 0x00d2_008c_4040_0462 | u64::from(address_width.saturating_sub(1) & 0x3f) << 16;
+    // First-stage pages of 1 GiB.
+    cap |= 1 << 56;
+    // Coherent walks, queued invalidation, device TLBs, interrupt remapping,
+    // pass-through, snoop control.
+    let mut ecap: u64 = 0xf0_20df;
+    // NEST, PRS, PSS of 20 bits, PASID, SMTS, SLADS, SLTS, FLTS, SMPWC.
+    ecap |= 1 << 26 | 1 << 29 | 19 << 35 | 1 << 40 | 1 << 43 | 1 << 45 | 1 << 46 | 1 << 47 | 1 << 48;
+    (cap, ecap)
+}
+
+/// The lab's IOMMU in front of a group.
+#[derive(Debug)]
+pub(crate) struct Vtd {
+    address_width: u8,
+    dirty_tracking: bool,
+    members: Vec<Arc<Requester>>,
+}
+
+impl Vtd {
+    /// In front of the functions with these requesters.
+    pub(crate) fn new(address_width: u8, dirty_tracking: bool, members: Vec<Arc<Requester>>) -> Vtd {
+        Vtd { address_width, dirty_tracking, members }
+    }
+}
+
+impl Driver for Vtd {
+    fn iommu(&self) -> Iommu {
+        Iommu::Lab
+    }
+
+    fn hw_info(&self, kind: u32) -> Result<(u32, Vec<u8>), Errno> {
+        if kind != NONE && kind != HW_INFO_VTD {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let (cap_reg, ecap_reg) = vtd_registers(self.address_width);
+        let info = HwInfoVtd { flags: ERRATA, reserved: 0, cap_reg, ecap_reg };
+        Ok((HW_INFO_VTD, info.as_bytes().to_vec()))
+    }
+
+    fn alloc_paging(&self, flags: HwptFlags, data: Option<&UserData<'_>>) -> Result<Paging, Errno> {
+        let dirty = flags.contains(HwptFlags::DIRTY_TRACKING);
+        if data.is_some() || (dirty && !self.dirty_tracking) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let last = 1u64.checked_shl(self.address_width.into()).map_or(u64::MAX, |end| end - 1);
+        Ok(Paging {
+            page_sizes: PAGE_SIZES,
+            aperture: (0, last),
+            log: dirty.then(|| DirtyLog::new(PAGE_SHIFT)),
+            enforces_coherency: true,
+            force_writeable: flags.contains(HwptFlags::NEST_PARENT),
+        })
+    }
+
+    fn attach(&mut self, pasid: u32, target: Option<&Target<'_>>) -> Result<(), Errno> {
+        if target.is_some_and(|target| target.dirty) && !self.dirty_tracking {
+            return Err(Errno::EINVAL);
+        }
+        // A function that was unplugged leaves nobody else with its requester.
+        self.members.retain(|member| Arc::strong_count(member) > 1);
+        for member in &self.members {
+            set(member, pasid, target.map(|target| target.domain.clone()));
+        }
+        Ok(())
+    }
+
+    fn add_member(&mut self, requester: &Arc<Requester>, attached: &[(u32, Domain)]) {
+        if self.members.iter().any(|member| Arc::ptr_eq(member, requester)) {
+            return;
+        }
+        self.members.push(Arc::clone(requester));
+        for (pasid, domain) in attached {
+            set(requester, *pasid, Some(domain.clone()));
+        }
+    }
+}
+
+fn set(requester: &Requester, pasid: u32, domain: Option<Domain>) {
+    match pasid {
+        0 => requester.attach(domain),
+        _ => drop(requester.attach_pasid(pasid, domain)),
+    }
+}
