@@ -24,6 +24,11 @@ mod selftest;
 mod viommu;
 mod vtd;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
