@@ -6,7 +6,8 @@ use std::sync::Arc;
 use caller::{Caller, FileId};
 use uapi::Errno;
 
-use crate::ids::Kind;
+use crate::context::ContextId;
+use crate::ids::{Kind, ObjectId};
 use crate::{Iommufd, Open, PAGE};
 
 impl Iommufd {
@@ -58,5 +59,17 @@ impl Iommufd {
             Open::Context(context) => self.contexts.get(context)?.pages.clone(),
             Open::Object(..) => None,
         }
+    }
+
+    /// The file of an object is gone: an access goes with it, a queue can be
+    /// destroyed from now on.
+    pub(crate) fn release_object(&mut self, context: ContextId, object: ObjectId) {
+        if let Ok(at) = self.context_mut(context) {
+            match at.ids.kind(object) {
+                Some(Kind::Access) => at.destroy_access(object),
+                _ => at.ids.put(object),
+            }
+        }
+        self.put_context(context);
     }
 }

@@ -164,7 +164,7 @@ impl Iommufd {
         self.dma_bufs.remove(&file);
         match self.files.remove(&file) {
             Some(Open::Context(id)) => self.put_context(id),
-            Some(Open::Object(id, _)) => self.put_context(id),
+            Some(Open::Object(context, object)) => self.release_object(context, object),
             None => {}
         }
     }
