@@ -57,6 +57,7 @@ fn main() {
         Some("queues") => iommu::queues(),
         Some("exec-queue") => iommu::exec_queue(args[1].parse().unwrap()),
         Some("outlives") => iommu::outlives(),
+        Some("reuse") => reuse(),
         Some("hang") => hang(),
         Some("waits") => waits::all(),
         Some("store-waits") => waits::store(),
@@ -219,6 +220,29 @@ fn bench() {
     let byte = &raw mut byte;
     median("pread-ordinary", &|| assert_eq!(unsafe { libc::pread(file, byte.cast(), 1, 0) }, 1));
     median("ioctl-ordinary", &|| assert_eq!(ioctl_value(file, 0x5401, 0), Err(libc::ENOTTY)));
+}
+
+/// Numbers that mean another file right after a close, in many processes. No
+/// call that is looked at says so: only the close does.
+fn reuse() {
+    let children: Vec<_> = (0..8)
+        .map(|_| {
+            child(|| {
+                for _ in 0..200 {
+                    let container = container();
+                    assert_eq!(ioctl_value(container, CHECK_EXTENSION, 1), Ok(1));
+                    close(container);
+                    let ordinary = open("/bin/sh", libc::O_RDONLY | libc::O_CLOEXEC).unwrap();
+                    assert_eq!(ordinary, container, "the lowest free number");
+                    assert_eq!(ioctl_value(ordinary, CHECK_EXTENSION, 1), Err(libc::ENOTTY));
+                    close(ordinary);
+                }
+            })
+        })
+        .collect();
+    for pid in children {
+        assert_eq!(wait(pid), 0);
+    }
 }
 
 fn fds() {

@@ -52,6 +52,8 @@ struct Table {
     settling: Vec<InodeId>,
     /// There has been a queue.
     queues: bool,
+    /// Inodes that may have more than one description.
+    shared: usize,
 }
 
 #[derive(Debug)]
@@ -61,6 +63,14 @@ struct Inode {
     own: Arc<OwnedFd>,
     files: Vec<FileId>,
     queue: Option<Queue>,
+    /// The program has made descriptions of its own (`/proc/self/fd`).
+    reopened: bool,
+}
+
+impl Inode {
+    fn is_shared(&self) -> bool {
+        self.files.len() > 1 || self.reopened || self.queue.is_some()
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -116,12 +126,16 @@ impl Files {
         let id = inode_id(&rustix::fs::fstat(&*own)?);
         let table = &mut *self.table.borrow_mut();
         match table.inodes.get_mut(&id) {
-            Some(inode) => inode.files.push(file),
+            Some(inode) => {
+                table.shared += usize::from(!inode.is_shared());
+                inode.files.push(file);
+            }
             None => {
-                let watch =
-                    inotify::add_watch(&self.inotify, &path, WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE)?;
+                let watch = inotify::add_watch(&self.inotify, &path, WATCHED)?;
                 table.watches.insert(watch, id);
-                table.inodes.insert(id, Inode { watch, own, files: vec![file], queue });
+                let inode = Inode { watch, own, files: vec![file], queue, reopened: false };
+                table.shared += usize::from(inode.is_shared());
+                table.inodes.insert(id, inode);
             }
         }
         table.open.insert(file);
@@ -135,8 +149,11 @@ impl Files {
         let table = &mut *self.table.borrow_mut();
         table.open.remove(&file);
         let Some((id, inode)) = table.inodes.iter_mut().find(|(_, inode)| inode.files.contains(&file)) else { return };
-        let id = *id;
+        let (id, shared) = (*id, inode.is_shared());
         inode.files.retain(|other| *other != file);
+        if shared && (inode.files.is_empty() || !inode.is_shared()) {
+            table.shared -= 1;
+        }
         if inode.files.is_empty() {
             table.forget(id, &self.inotify);
         }
@@ -208,7 +225,12 @@ impl Files {
             if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
                 all = true;
             } else if let Some(id) = table.watches.get(&event.wd()) {
-                look.push(*id);
+                if !event.events().contains(ReadFlags::OPEN) {
+                    look.push(*id);
+                } else if let Some(inode) = table.inodes.get_mut(id) {
+                    table.shared += usize::from(!inode.is_shared());
+                    inode.reopened = true;
+                }
             }
         }
         if all {
@@ -222,7 +244,7 @@ impl Files {
         let mut closed = Vec::new();
         for id in look {
             let Some(inode) = table.inodes.get_mut(&id) else { continue };
-            let before = closed.len();
+            let (before, shared) = (closed.len(), inode.is_shared());
             inode.files.retain(|file| {
                 let open = is_locked_by_other(inode.own.as_fd(), *file);
                 if !open {
@@ -230,6 +252,9 @@ impl Files {
                 }
                 open
             });
+            if shared && (inode.files.is_empty() || !inode.is_shared()) {
+                table.shared -= 1;
+            }
             if inode.files.is_empty() {
                 table.forget(id, &self.inotify);
             } else if closed.len() == before && !all {
@@ -240,6 +265,14 @@ impl Files {
             table.open.remove(file);
         }
         closed
+    }
+
+    /// Whether [`take_closed`](Self::take_closed) must be asked even if
+    /// inotify woke nobody (see `bell`), or an event came before its lock was
+    /// gone.
+    pub(crate) fn must_look(&self) -> bool {
+        let table = self.table.borrow();
+        table.shared > 0 || !table.settling.is_empty()
     }
 
     /// Whether an event came before its lock was gone: look again soon.
@@ -273,6 +306,9 @@ impl Table {
         }
     }
 }
+
+/// What is told of an inode.
+const WATCHED: WatchFlags = WatchFlags::CLOSE_WRITE.union(WatchFlags::CLOSE_NOWRITE).union(WatchFlags::OPEN);
 
 /// An empty memfd that cannot grow.
 fn handle() -> Result<OwnedFd, Errno> {
@@ -349,17 +385,25 @@ mod tests {
         closed.sort();
         assert_eq!(closed, [FileId(1), FileId(2), FileId(3)]);
         assert_eq!(files.identify(open[1].1.as_fd()), Some(FileId(4)));
+        assert!(files.must_look(), "two are left");
+        drop(open);
+        assert_eq!(files.take_closed().len(), 2);
+        assert!(!files.must_look());
     }
 
     #[test]
     fn opening_the_description_again_and_closing_it_changes_nothing() {
         let mut files = Files::new().unwrap();
         let description = files.create(FileId(9), Backing::Handle).unwrap();
+        assert!(!files.must_look());
         drop(std::fs::File::open(proc_fd(&description)).unwrap());
         assert!(files.take_closed().is_empty());
-        assert!(files.is_settling());
+        assert!(files.is_settling() && files.must_look());
+        assert!(files.take_closed().is_empty());
+        assert!(files.must_look(), "inotify may merge its events");
         drop(description);
         assert_eq!(files.take_closed(), [FileId(9)]);
+        assert!(!files.must_look());
     }
 
     #[test]
@@ -404,6 +448,7 @@ mod tests {
             drop(second);
             assert_eq!(files.take_closed(), [FileId(4)]);
             assert!(files.again(FileId(4)).is_err());
+            assert!(!files.must_look());
         }
     }
 

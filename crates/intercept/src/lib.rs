@@ -55,6 +55,7 @@
 //! - A supervisor that is killed takes the program with it; other processes
 //!   of the run get `ENOSYS` for their next intercepted call.
 
+mod bell;
 mod bpf;
 mod calls;
 mod child;

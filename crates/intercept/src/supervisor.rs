@@ -18,6 +18,7 @@ use rustix::io::Errno as Raw;
 use uapi::Errno;
 
 use crate::Isolation;
+use crate::bell::Bell;
 use crate::calls::{Outcome, Transfer};
 use crate::listener::{Listener, Notification, to_core};
 use crate::state::State;
@@ -43,11 +44,17 @@ impl Shared {
 
     /// Answers calls until nobody is left.
     pub(crate) fn serve(&self) {
+        let inotify = self.lock().files.closed_fd().try_clone_to_owned();
+        let Ok(inotify) = inotify else {
+            tracing::error!(target: "vfuse::run", "no descriptor left for watching closes");
+            return;
+        };
+        let mut bell = Bell::new(inotify.as_fd());
         while !self.over.load(Ordering::Acquire) {
             match self.listener.receive() {
                 Ok(notification) => {
                     // A mistake in the core costs one call, not the program's whole run.
-                    let handled = catch_unwind(AssertUnwindSafe(|| self.handle(&notification)));
+                    let handled = catch_unwind(AssertUnwindSafe(|| self.handle(&notification, &mut bell)));
                     if handled.is_err() {
                         tracing::error!(target: "vfuse::run", call = call_name(notification.nr), "internal error: the call fails with EIO");
                         let _ = self.listener.answer(notification.id, Err(Errno::EIO));
@@ -75,13 +82,13 @@ impl Shared {
         matches!(poll(&mut fds, Some(&now)), Ok(1)) && fds[0].revents().contains(PollFlags::HUP)
     }
 
-    fn handle(&self, n: &Notification) {
+    fn handle(&self, n: &Notification, bell: &mut Bell) {
         let asked = Asked::now(*n);
         let mut state = self.lock();
         let transfer = transfer_of(n.nr);
-        if transfer.is_none_or(|how| how.plain) {
-            // A file closed before this call is closed for this call. (Data
-            // transfers name their device by offset; they need not ask.)
+        // A file closed before this call is closed for this call. (Transfers
+        // that name their device by offset need not ask.)
+        if transfer.is_none_or(|how| how.plain) && (bell.rang() || state.files.must_look()) {
             state.release_closed();
         }
         let outcome = match transfer {

@@ -63,6 +63,13 @@ fn many_threads_at_once() {
 }
 
 #[test]
+fn a_close_before_a_call_is_never_missed() {
+    for ran in client(&["reuse"]) {
+        assert_eq!(ran.seen("opened"), 1600);
+    }
+}
+
+#[test]
 fn descriptors_sent_to_another_process() {
     client(&["scm"]);
 }
