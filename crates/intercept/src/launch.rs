@@ -208,12 +208,12 @@ impl Drop for Unreaped {
 }
 
 /// Keeps signals away while the child still has our handlers.
-struct BlockedSignals {
+pub(crate) struct BlockedSignals {
     before: libc::sigset_t,
 }
 
 impl BlockedSignals {
-    fn new() -> BlockedSignals {
+    pub(crate) fn new() -> BlockedSignals {
         // SAFETY: a signal set is plain data, filled by the calls.
         unsafe {
             let mut all: libc::sigset_t = std::mem::zeroed();

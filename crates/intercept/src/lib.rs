@@ -67,6 +67,7 @@ mod files;
 mod filter;
 mod identity;
 mod ints;
+mod janitor;
 mod kernel;
 mod launch;
 mod listener;

@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A private directory that does not outlive its use.
 //!
-//! Paths mode keeps the fake tree in one. It is removed at the end; one that
-//! a killed supervisor left behind is removed by the next that starts, which
-//! sees by the lock on it that its owner is gone.
+//! Paths mode keeps the fake tree in one. It is removed at the end, or by the
+//! janitor if this process is killed. One that is left all the same (both were
+//! killed) is removed by the next that starts, which sees by the lock on it
+//! that its owner is gone.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::janitor::Janitor;
 
 const PREFIX: &str = "vfuse-";
 
@@ -20,6 +25,8 @@ pub(crate) struct Scratch {
     path: PathBuf,
     /// Holds the lock that says that the owner lives.
     lock: OwnedFd,
+    /// Removes it if this process is killed.
+    _janitor: Option<Janitor>,
 }
 
 impl Scratch {
@@ -48,7 +55,8 @@ impl Scratch {
         // Between creation and lock a sweep of another process may take it: then this open fails.
         let lock = open_dir(&path)?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Scratch { path, lock })
+        let janitor = janitor(parent, &path, &lock);
+        Ok(Scratch { path, lock, _janitor: janitor })
     }
 
     /// Where it is.
@@ -68,6 +76,20 @@ impl Drop for Scratch {
             tracing::warn!(target: "vfuse::run", path = %self.path.display(), %error, "cannot remove the scratch directory");
         }
     }
+}
+
+fn janitor(parent: &Path, path: &Path, dir: &OwnedFd) -> Option<Janitor> {
+    let name = CString::new(path.file_name()?.as_bytes()).ok()?;
+    let started = open_dir(parent).and_then(|parent| {
+        let stat = rustix::fs::fstat(dir)?;
+        Ok(Janitor::start(&parent, name, &stat)?)
+    });
+    started
+        .inspect_err(|error| {
+            let path = path.display();
+            tracing::warn!(target: "vfuse::run", %path, %error, "if this process is killed the directory stays");
+        })
+        .ok()
 }
 
 fn open_dir(path: &Path) -> io::Result<OwnedFd> {

@@ -7,7 +7,7 @@
 mod harness;
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -190,13 +190,42 @@ fn nothing_is_left_on_disk() {
             command.env("XDG_RUNTIME_DIR", &place).stdout(Stdio::piped()).stderr(Stdio::null());
             command
         };
-        let mut killed = command(&[&client(), "hang"]).spawn().unwrap();
-        BufReader::new(killed.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
-        assert_eq!(held(), 1);
-        kill_process(pid_of(&killed), Signal::KILL).unwrap();
-        killed.wait().unwrap();
-        // The next run removes what a killed one left, once that is no longer fresh.
-        eventually("it is removed", || {
+        assert!(command(&["/bin/true"]).status().unwrap().success());
+        assert_eq!(held(), 0);
+        let start = || {
+            let mut running = command(&[&client(), "hang"]).process_group(0).spawn().unwrap();
+            BufReader::new(running.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+            assert_eq!(held(), 1);
+            running
+        };
+        let janitors = |of: &Child| {
+            let children = format!("/proc/{0}/task/{0}/children", of.id());
+            let children = std::fs::read_to_string(children).unwrap();
+            let named = |pid: &&str| {
+                std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "vfuse-janitor\n")
+            };
+            let pids = children.split_ascii_whitespace().filter(named);
+            pids.map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap()).collect::<Vec<_>>()
+        };
+        // Killed alone, and with its whole job.
+        for all in [false, true] {
+            let mut running = start();
+            let [janitor] = janitors(&running)[..] else { panic!("not one janitor") };
+            let pid = pid_of(&running);
+            if all {
+                rustix::process::kill_process_group(pid, Signal::KILL).unwrap();
+            } else {
+                kill_process(pid, Signal::KILL).unwrap();
+            }
+            running.wait().unwrap();
+            eventually("the janitor removes it and ends", || held() == 0 && is_gone(janitor));
+        }
+        // Killed after its janitor: the next run removes it, once it is no longer fresh.
+        let mut running = start();
+        kill_process(janitors(&running)[0], Signal::KILL).unwrap();
+        kill_process(pid_of(&running), Signal::KILL).unwrap();
+        running.wait().unwrap();
+        eventually("the next run removes it", || {
             assert!(command(&["/bin/true"]).status().unwrap().success());
             held() == 0
         });
