@@ -48,6 +48,13 @@ impl Accounts {
         if pages <= room || caller.capable(Capability::IpcLock) { Ok(()) } else { Err(room) }
     }
 
+    /// Whether the caller may choose which limit holds for it (IOMMUFD-6.2).
+    /// Where none does, there is nothing to guard.
+    #[must_use]
+    pub fn may_choose_limit(&self, caller: &dyn Caller) -> bool {
+        self.books().unlimited || caller.capable(Capability::SysResource)
+    }
+
     /// Counts pages; who calls has had them [`check`](Self::check)ed.
     pub fn charge(&self, process: ProcessId, pages: u64) {
         add(&mut self.books().processes, process, pages);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `IOMMU_OPTION` (iommufd-api.md, section 6).
 
-use caller::{Caller, Capability};
+use caller::Caller;
 use uapi::Errno;
 use uapi::iommufd::{SetOption, option};
 
@@ -32,7 +32,7 @@ impl Context {
                 Ok(())
             }
             option::SET => {
-                if !caller.capable(Capability::SysResource) {
+                if !self.backing.accounts.may_choose_limit(caller) {
                     return Err(Errno::EPERM);
                 }
                 if !self.ids.is_empty() {
