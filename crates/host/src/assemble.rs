@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use device::{Board, Disk, Driver, Endpoint, Slot};
-use models::{ioat, nvme};
+use models::{dsa, ioat, nvme};
 use pci::{Address, FabricBuilder, FabricError, FunctionSpec, Item, Place, PortType};
 
 use crate::drivers;
@@ -116,6 +116,7 @@ fn endpoint(device: &DeviceSpec, storage: &dyn Storage, serial: &str) -> Result<
             Ok(controller(nvme, disk, serial.to_owned(), 0))
         }
         Model::Ioat => Ok(Endpoint::new(Box::new(ioat::Engine::new()))),
+        Model::Dsa(config) => Ok(Endpoint::new(Box::new(dsa::Accelerator::new(*config)))),
     }
 }
 
@@ -156,7 +157,7 @@ pub(crate) fn initial_vfs(lab: &Lab, placed: &Placed) -> Vec<(Address, u16)> {
     let vfs = |n: &usize| {
         lab.devices.get(*n).map_or(0, |d| match &d.model {
             Model::Nvme(nvme) => nvme.vfs,
-            Model::Ioat => 0,
+            Model::Ioat | Model::Dsa(_) => 0,
         })
     };
     placed.iter().map(|(address, n)| (*address, vfs(n))).filter(|(_, vfs)| *vfs > 0).collect()

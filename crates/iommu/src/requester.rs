@@ -144,7 +144,9 @@ impl Requester {
         std::mem::take(&mut *lock(&self.faults))
     }
 
-    pub(crate) fn is_bus_master(&self) -> bool {
+    /// Whether the bus master enable bit is set.
+    #[must_use]
+    pub fn is_bus_master(&self) -> bool {
         self.bus_master.load(Ordering::Acquire)
     }
 

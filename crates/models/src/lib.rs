@@ -7,6 +7,7 @@
 //! disks and small drivers.
 #![forbid(unsafe_code)]
 
+pub mod dsa;
 pub mod ioat;
 pub mod nvme;
 pub mod testing;

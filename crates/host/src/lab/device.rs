@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use models::dsa;
 use pci::Address;
 
 use super::LabError;
@@ -74,6 +75,8 @@ pub enum Model {
     Nvme(NvmeSpec),
     /// An Intel I/OAT DMA engine.
     Ioat,
+    /// An Intel Data Streaming Accelerator.
+    Dsa(dsa::Config),
 }
 
 /// Keys of `model = "nvme"`.
@@ -115,7 +118,7 @@ pub enum Medium {
     File(PathBuf),
 }
 
-const MODELS: &str = "nvme, ioat";
+const MODELS: &str = "nvme, ioat, dsa";
 
 impl PortSpec {
     pub(super) fn decode(mut section: Section) -> Result<PortSpec, LabError> {
@@ -163,6 +166,10 @@ impl DeviceSpec {
             "ioat" => {
                 section.what = "an ioat device".into();
                 Model::Ioat
+            }
+            "dsa" => {
+                section.what = "a dsa device".into();
+                Model::Dsa(super::dsa::decode(&mut section)?)
             }
             _ => return Err(LabError::new(&model_place, format!("unknown model `{name}`; models are {MODELS}"))),
         };

@@ -6,6 +6,7 @@
 //! checked on paper; [`crate::Host::new`] builds it.
 
 mod device;
+mod dsa;
 mod file;
 mod section;
 

@@ -53,10 +53,33 @@ fn arguments_are_checked_like_files() {
         ("nvme,block_size=520", "512 or 4096"),
         ("nvme,queues=65", "1 to 64"),
         ("nvme,vfs=1", "at most `total_vfs`"),
+        ("dsa,queues=0", "1 to 16"),
+        ("dsa,max_transfer=3M", "a power of two from 4096 to 2147483648"),
+        ("dsa,max_batch=1", "a power of two from 2 to 32768"),
+        ("dsa,size=1G", "unknown key `size` for a dsa device"),
         ("", "unknown model ``"),
     ] {
         let error = lab.add_device(argument).expect_err(argument).to_string();
         assert!(error.contains(part) && error.starts_with("--device "), "{error}");
     }
     assert!(lab.devices.is_empty());
+}
+
+#[test]
+fn an_accelerator() {
+    let usual = models::dsa::Config::default();
+    let mut lab = Lab::default();
+    lab.add_device("dsa").unwrap();
+    lab.add_device("dsa,queues=2,entries=32,engines=1,max_transfer=2M,max_batch=32,operations=on,handles=on").unwrap();
+    let configs: Vec<_> = lab.devices.iter().map(|device| device.model.clone()).collect();
+    let small = models::dsa::Config {
+        queues: 2,
+        entries: 32,
+        engines: 1,
+        max_transfer: 21,
+        max_batch: 5,
+        operations: true,
+        handles: true,
+    };
+    assert_eq!(configs, [Model::Dsa(usual), Model::Dsa(small)]);
 }

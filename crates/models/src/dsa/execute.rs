@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Descriptors, one after the other: from the queue to the completion record.
+
+use std::sync::atomic::Ordering;
+
+use device::Io;
+use iommu::{Access, DmaFault, FaultReason, Session};
+use vm_memory::Bytes as _;
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use super::Accelerator;
+use super::check::{Limits, check};
+use super::moving::{Room, read};
+use super::operate::{Outcome, Progress, step};
+use super::queue::{Batch, Job};
+use super::registers::SoftwareError;
+use super::spec::{
+    COMPLETION_BYTES, Completion, DESCRIPTOR_BYTES, Descriptor, Status, WRITE_FAULT, field, flag, permission, wqcfg,
+};
+
+/// Descriptors of a batch read in one go.
+const FETCH: usize = 64;
+
+/// What may be done in a turn.
+#[derive(Debug)]
+pub(super) struct Budget {
+    pub(super) descriptors: u32,
+    pub(super) bytes: u64,
+}
+
+impl Budget {
+    pub(super) fn is_spent(&self) -> bool {
+        self.descriptors == 0 || self.bytes == 0
+    }
+
+    fn take_descriptor(&mut self) {
+        self.descriptors = self.descriptors.saturating_sub(1);
+    }
+}
+
+/// What a queue's configuration says of its descriptors, read once a turn.
+struct Rules {
+    queue: usize,
+    limits: Limits,
+    shared: bool,
+    pasid_enabled: bool,
+    pasid: u32,
+    /// Permissions of the MSI-X vectors.
+    permissions: Vec<u32>,
+}
+
+/// What is told when the DMA is over.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    interrupts: Vec<u16>,
+    errors: Vec<SoftwareError>,
+}
+
+impl Rules {
+    /// The PASID that a descriptor's DMA goes with.
+    fn pasid_of(&self, descriptor: &Descriptor) -> Option<u32> {
+        let pasid = if self.shared { descriptor.pasid & 0xf_ffff } else { self.pasid };
+        self.pasid_enabled.then_some(pasid)
+    }
+
+    /// Whether a descriptor may use its interrupt handle, which is the number
+    /// of an MSI-X vector. Vector 0 is the device's own.
+    fn may_interrupt(&self, descriptor: &Descriptor, pasid: Option<u32>) -> bool {
+        let permission = match self.permissions.get(usize::from(descriptor.interrupt)) {
+            Some(permission) if descriptor.interrupt != 0 => *permission,
+            _ => return false,
+        };
+        let allowed = (permission & permission::PASID_ENABLE != 0).then(|| field(permission, permission::PASID));
+        permission & permission::IGNORE != 0 || allowed == pasid
+    }
+}
+
+impl Accelerator {
+    fn rules(&self, queue: usize) -> Rules {
+        let (mode, limits) = (self.wqcfg(queue, wqcfg::MODE), self.wqcfg(queue, wqcfg::LIMITS));
+        let shared = mode & wqcfg::DEDICATED == 0;
+        let blocks = mode & wqcfg::BLOCK_ON_FAULT != 0;
+        Rules {
+            queue,
+            limits: Limits {
+                bytes: 1 << field(limits, wqcfg::MAX_TRANSFER),
+                batch: 1 << field(limits, wqcfg::MAX_BATCH),
+                operations: self.queue_operations(queue),
+                withheld: if blocks { 0 } else { flag::BLOCK_ON_FAULT },
+                in_batch: false,
+            },
+            shared,
+            pasid_enabled: mode & wqcfg::PASID_ENABLE != 0,
+            pasid: field(mode, wqcfg::PASID),
+            permissions: (0..self.config.vectors()).map(|vector| self.permission(vector)).collect(),
+        }
+    }
+
+    /// Does descriptors of one queue; whether there were any.
+    pub(super) fn run_queue(&mut self, io: &Io<'_>, number: usize, budget: &mut Budget) -> bool {
+        if self.queues.get(number).is_none_or(|queue| queue.occupancy() == 0) {
+            return false;
+        }
+        let rules = self.rules(number);
+        let mut news = News::default();
+        while !budget.is_spent() {
+            let Some(queue) = self.queues.get_mut(number) else { break };
+            let Some(mut job) = queue.active.take().or_else(|| queue.waiting.pop_front().map(Job::new)) else { break };
+            let pasid = rules.pasid_of(&job.descriptor);
+            let mut dma = match pasid {
+                Some(pasid) => io.dma.session_pasid(pasid),
+                None => io.dma.session(),
+            };
+            // As many as go with the same session.
+            loop {
+                let mut work = Work { dma: &mut dma, room: &mut self.room, rules: &rules, pasid, news: &mut news };
+                if !work.advance(&mut job, budget) {
+                    queue.active = Some(job);
+                    break;
+                }
+                if budget.is_spent() {
+                    break;
+                }
+                match queue.waiting.front() {
+                    Some(next) if rules.pasid_of(next) == pasid => job = Job::new(*next),
+                    _ => break,
+                }
+                queue.waiting.pop_front();
+            }
+        }
+        for error in &news.errors {
+            self.software_error(io, error);
+        }
+        for vector in news.interrupts {
+            io.interrupts.message(vector);
+        }
+        true
+    }
+}
+
+struct Work<'w, 's> {
+    dma: &'w mut Session<'s>,
+    room: &'w mut Room,
+    rules: &'w Rules,
+    pasid: Option<u32>,
+    news: &'w mut News,
+}
+
+impl Work<'_, '_> {
+    /// Goes on with a submitted descriptor until it or the budget is at its
+    /// end; whether it is done.
+    fn advance(&mut self, job: &mut Job, budget: &mut Budget) -> bool {
+        let descriptor = job.descriptor;
+        let outcome = match &mut job.batch {
+            None => self.single(&descriptor, &mut job.progress, &mut job.checked, None, budget),
+            Some(batch) => {
+                if !std::mem::replace(&mut job.checked, true)
+                    && let Err(outcome) = self.check(&descriptor, None)
+                {
+                    Some(outcome)
+                } else {
+                    self.batch(&descriptor, batch, budget)
+                }
+            }
+        };
+        let Some(outcome) = outcome else { return false };
+        self.complete(&descriptor, &outcome, None);
+        true
+    }
+
+    /// Checks a descriptor; the outcome of one that cannot be done.
+    fn check(&mut self, descriptor: &Descriptor, batch: Option<u32>) -> Result<(), Outcome> {
+        if descriptor.has(flag::RECORD) && !descriptor.completion.is_multiple_of(COMPLETION_BYTES as u64) {
+            return Err(Outcome::plain(Status::RecordAlignment));
+        }
+        let limits = Limits { in_batch: batch.is_some(), ..self.rules.limits };
+        if let Err(refused) = check(descriptor, &limits) {
+            return Err(Outcome { value: refused.flags.into(), ..Outcome::plain(refused.status) });
+        }
+        if descriptor.has(flag::INTERRUPT) && !self.rules.may_interrupt(descriptor, self.pasid) {
+            return Err(Outcome::plain(Status::Interrupt));
+        }
+        Ok(())
+    }
+
+    /// Goes on with a descriptor that is no batch. `None`: the budget is spent.
+    fn single(
+        &mut self,
+        descriptor: &Descriptor,
+        progress: &mut Progress,
+        checked: &mut bool,
+        batch: Option<u32>,
+        budget: &mut Budget,
+    ) -> Option<Outcome> {
+        if !std::mem::replace(checked, true) {
+            tracing::trace!(target: "vfuse::dsa", queue = self.rules.queue, ?descriptor, "descriptor");
+            budget.take_descriptor();
+            if let Err(outcome) = self.check(descriptor, batch) {
+                return Some(outcome);
+            }
+        }
+        loop {
+            // A fault ends the operation here. With block-on-fault, this is
+            // where a page request would begin instead.
+            if let Some(outcome) = step(self.dma, self.room, descriptor, progress, &mut budget.bytes) {
+                return Some(outcome);
+            }
+            if budget.bytes == 0 {
+                return None;
+            }
+        }
+    }
+
+    /// Goes on with a batch. `None`: the budget is spent.
+    fn batch(&mut self, descriptor: &Descriptor, batch: &mut Batch, budget: &mut Budget) -> Option<Outcome> {
+        loop {
+            let Some(next) = batch.fetched.front().copied() else {
+                if batch.read == descriptor.size {
+                    return Some(batch.ended());
+                }
+                if let Err(fault) = self.fetch(descriptor, batch) {
+                    return Some(Outcome {
+                        fault: Some(fault),
+                        done: batch.done,
+                        ..Outcome::plain(Status::BatchPageFault)
+                    });
+                }
+                continue;
+            };
+            if next.has(flag::FENCE) && batch.failed {
+                return Some(batch.ended());
+            }
+            if budget.is_spent() {
+                return None;
+            }
+            // PASID and privilege are those of the batch.
+            let next = Descriptor { pasid: descriptor.pasid, ..next };
+            let index = Some(batch.done);
+            let outcome = self.single(&next, &mut batch.progress, &mut batch.checked, index, budget)?;
+            batch.fetched.pop_front();
+            batch.done += 1;
+            batch.failed |= outcome.status != Status::Success;
+            (batch.progress, batch.checked) = (Progress::default(), false);
+            self.complete(&next, &outcome, index);
+        }
+    }
+
+    /// Reads more of a batch's list. What was read before a fault is done.
+    fn fetch(&mut self, descriptor: &Descriptor, batch: &mut Batch) -> Result<(), DmaFault> {
+        let mut bytes = [[0; DESCRIPTOR_BYTES]; FETCH];
+        let count = FETCH.min((descriptor.size - batch.read) as usize);
+        let at = descriptor.source.wrapping_add(u64::from(batch.read) * DESCRIPTOR_BYTES as u64);
+        let bytes = bytes.get_mut(..count).unwrap_or_default();
+        let reach = read(self.dma, at, bytes.as_flattened_mut());
+        let whole = reach.done / DESCRIPTOR_BYTES;
+        batch.fetched.extend(bytes.iter().take(whole).filter_map(|bytes| Descriptor::read_from_bytes(bytes).ok()));
+        batch.read += whole as u32;
+        match reach.fault {
+            Some(fault) if whole == 0 => Err(fault),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the completion record, interrupts, reports an error of which
+    /// there is no record.
+    fn complete(&mut self, descriptor: &Descriptor, outcome: &Outcome, batch: Option<u32>) {
+        let written = outcome.fault.is_some_and(|fault| fault.access == Access::Write);
+        let status = outcome.status as u8 | if written { WRITE_FAULT } else { 0 };
+        let failed = outcome.status != Status::Success;
+        let address = outcome.fault.map_or(0, |fault| fault.iova);
+        let flags = if outcome.status == Status::Flags { outcome.value as u32 } else { 0 };
+        let error = SoftwareError {
+            code: status,
+            queue: Some(self.rules.queue),
+            descriptor: Some(*descriptor),
+            batch,
+            flags,
+            address,
+        };
+        let has_record = descriptor.has(flag::RECORD) && outcome.status != Status::RecordAlignment;
+        if has_record && (failed || descriptor.has(flag::REQUEST_RECORD)) {
+            let record = Completion {
+                status,
+                result: outcome.result,
+                done: outcome.done,
+                address,
+                value: outcome.value,
+                ..Completion::default()
+            };
+            if let Err(fault) = write_record(self.dma, descriptor.completion, &record) {
+                let code = Status::RecordFault as u8 | WRITE_FAULT;
+                self.news.errors.push(SoftwareError { code, address: fault.iova, flags: 0, ..error });
+            }
+        } else if failed && !has_record {
+            self.news.errors.push(error);
+        }
+        if descriptor.has(flag::INTERRUPT) && self.rules.may_interrupt(descriptor, self.pasid) {
+            self.news.interrupts.push(descriptor.interrupt);
+        }
+    }
+}
+
+impl Batch {
+    fn ended(&self) -> Outcome {
+        let status = if self.failed { Status::BatchFailed } else { Status::Success };
+        Outcome { done: self.done, ..Outcome::plain(status) }
+    }
+}
+
+/// Stores a completion record so that the program sees all of it when it sees
+/// the status.
+fn write_record(dma: &mut Session<'_>, iova: u64, record: &Completion) -> Result<(), DmaFault> {
+    let (first, rest) = record.as_bytes().split_at(8);
+    let translation = dma.translate(iova, Access::Write)?;
+    let gone = DmaFault { iova, access: Access::Write, reason: FaultReason::Memory };
+    let (memory, offset) = (translation.memory, translation.offset);
+    if translation.last - iova < COMPLETION_BYTES as u64 - 1 {
+        // A mapping that ends within: no program maps so.
+        dma.write(iova.wrapping_add(8), rest)?;
+        return dma.write(iova, first);
+    }
+    match memory.slice(offset, COMPLETION_BYTES) {
+        Some(slice) => {
+            let word = first.iter().rev().fold(0_u64, |word, byte| word << 8 | u64::from(*byte));
+            slice.write_slice(rest, 8).map_err(|_| gone)?;
+            slice.store(word.to_le(), 0, Ordering::Release).or_else(|_| slice.write_slice(first, 0)).map_err(|_| gone)
+        }
+        None => {
+            let (mut first, mut rest) = (first.to_vec(), rest.to_vec());
+            let parts = [(offset + 8, rest.as_mut_slice().into()), (offset, first.as_mut_slice().into())];
+            memory.write_many(&parts).map_err(|_| gone)
+        }
+    }
+}
