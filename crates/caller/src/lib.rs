@@ -150,6 +150,12 @@ pub trait Platform: Send + Sync + Debug {
     /// Nanoseconds since the lab started.
     fn now(&self) -> u64;
 
+    /// Something that any thread may call: `host::Host::elapse` is then called
+    /// soon.
+    fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {
+        Arc::new(|| {})
+    }
+
     /// Makes the files through which programs see devices.
     fn device_files(&self) -> &dyn device::DeviceFiles;
 }

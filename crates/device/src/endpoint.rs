@@ -107,6 +107,7 @@ struct Model {
     file: Option<Arc<dyn DeviceFile>>,
     windows: [Option<Arc<dyn Window>>; 6],
     memory: bool,
+    responds: bool,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -120,7 +121,7 @@ impl Endpoint {
     #[must_use]
     pub fn new(device: Box<dyn Device>) -> Arc<Endpoint> {
         let spec = device.function();
-        let model = Model { device, file: None, windows: Default::default(), memory: false };
+        let model = Model { device, file: None, windows: Default::default(), memory: false, responds: true };
         Arc::new(Endpoint {
             model: Mutex::new(model),
             spec,
@@ -158,7 +159,7 @@ impl Endpoint {
         let open = file.is_some();
         model.file = file;
         if model.memory {
-            self.open_windows(&mut model, now);
+            self.show(&mut model, now);
         }
         drop(model);
         if let Some(wake) = self.wake.get() {
@@ -175,7 +176,7 @@ impl Endpoint {
         }
         model.memory = on;
         if on {
-            self.open_windows(&mut model, now);
+            self.show(&mut model, now);
         } else {
             self.close_windows(&mut model, now);
             if let Some(file) = &model.file {
@@ -184,15 +185,37 @@ impl Endpoint {
         }
     }
 
+    /// Whether accesses reach the device at all. If they do not (its link is
+    /// down, or a reset that the program knows nothing of has turned memory
+    /// decoding off), loads of what is accessible give ones and stores are
+    /// dropped.
+    pub fn set_responding(&self, on: bool, now: Nanos) {
+        let mut model = self.lock();
+        if model.responds == on {
+            return;
+        }
+        self.close_windows(&mut model, now);
+        model.responds = on;
+        if model.memory {
+            self.show(&mut model, now);
+        }
+    }
+
     /// A trapped load.
     pub fn read(&self, bar: usize, offset: u64, data: &mut [u8], now: Nanos) {
         let mut model = self.lock();
+        if !model.responds {
+            return data.fill(0xff);
+        }
         self.with(&mut model, now, |device, io| device.read(io, bar, offset, data));
     }
 
     /// A trapped store.
     pub fn write(&self, bar: usize, offset: u64, data: &[u8], now: Nanos) {
         let mut model = self.lock();
+        if !model.responds {
+            return;
+        }
         self.with(&mut model, now, |device, io| device.write(io, bar, offset, data));
         drop(model);
         self.kick();
@@ -221,10 +244,21 @@ impl Endpoint {
         self.model.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn open_windows(&self, model: &mut Model, now: Nanos) {
+    /// Makes the windows accessible: the device's, or full of ones.
+    fn show(&self, model: &mut Model, now: Nanos) {
         if let Some(file) = &model.file {
             file.set_accessible(true);
-            model.windows = std::array::from_fn(|bar| file.window(bar));
+            let windows: [Option<Arc<dyn Window>>; 6] = std::array::from_fn(|bar| file.window(bar));
+            if !model.responds {
+                for window in windows.iter().flatten() {
+                    fill_with_ones(&**window);
+                }
+                return;
+            }
+            model.windows = windows;
+        }
+        if !model.responds {
+            return;
         }
         self.with(model, now, |device, io| device.publish(io));
     }
@@ -245,5 +279,18 @@ impl Endpoint {
             now,
         };
         call(device.as_mut(), &mut io)
+    }
+}
+
+/// What a program loads where nobody answers. A store of its own shows until
+/// the next time; the device never sees it.
+fn fill_with_ones(window: &dyn Window) {
+    let slice = window.slice();
+    let ones = [0xff; 4096];
+    for at in (0..slice.len()).step_by(ones.len()) {
+        let len = ones.len().min(slice.len() - at);
+        if let Ok(part) = slice.subslice(at, len) {
+            part.copy_from(&ones[..len]);
+        }
     }
 }

@@ -40,7 +40,8 @@ struct State {
     mode: Mode,
     /// Of MSI what was allocated, of MSI-X the whole table, of INTx none.
     vectors: Vec<Vector>,
-    /// Messages are not sent although the mode is MSI: its enable bit is off.
+    /// Messages are not sent although the mode is MSI or MSI-X: the enable bit
+    /// is off.
     silenced: bool,
     /// Unbound or masked vectors keep one message: always with MSI-X, with MSI
     /// if it has mask bits.
@@ -82,8 +83,7 @@ impl Interrupts {
     pub fn message(&self, vector: u16) {
         let mut state = self.lock();
         match state.mode {
-            Mode::Msi if !state.silenced => {}
-            Mode::Msix => {}
+            Mode::Msi | Mode::Msix if !state.silenced => {}
             _ => return,
         }
         let (masked, keeps) = (state.is_masked(vector), state.keeps);
@@ -149,6 +149,7 @@ impl Interrupts {
     pub fn enable_msix(&self, vectors: u16) {
         let mut state = self.lock();
         state.mode = Mode::Msix;
+        state.silenced = false;
         state.keeps = true;
         state.vectors = vec![Vector::default(); usize::from(vectors)];
     }
@@ -219,8 +220,9 @@ impl Interrupts {
         }
     }
 
-    /// The program's MSI enable bit, while the mode is MSI (API-252).
-    pub fn set_msi_enabled(&self, enabled: bool) {
+    /// The enable bit of MSI or MSI-X, whichever the mode is. A program turns
+    /// MSI off by it (API-252), a reset both (ERR-039).
+    pub fn set_messages_enabled(&self, enabled: bool) {
         self.lock().silenced = !enabled;
     }
 
@@ -330,9 +332,9 @@ mod tests {
         irq.message(0);
         irq.bind(0, Some(event.clone()));
         assert_eq!(event.take(), 0);
-        irq.set_msi_enabled(false);
+        irq.set_messages_enabled(false);
         irq.message(0);
-        irq.set_msi_enabled(true);
+        irq.set_messages_enabled(true);
         irq.message(0);
         assert_eq!(event.take(), 1);
     }

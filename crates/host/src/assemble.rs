@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use device::{Board, Disk, Driver, Endpoint, Slot};
 use models::{dsa, ioat, nvme};
-use pci::{Address, FabricBuilder, FabricError, FunctionSpec, Item, Place, PortType};
+use pci::{Address, FabricBuilder, FabricError, FunctionSpec, Item, Place, PortType, Timing};
 
 use crate::drivers;
 use crate::lab::{self, DeviceSpec, DiskSpec, Lab, LabError, Medium, Model, NvmeSpec, PortKind, PortSpec};
@@ -36,6 +36,10 @@ pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed),
         if !port.acs {
             spec.acs = None;
         }
+        spec.dpc = port.dpc;
+        if let Some(slot) = &mut spec.slot {
+            slot.hotplug = port.hotplug;
+        }
         let name = port.address.to_string();
         builder.add(Item::new(Place::At(port.address), spec).named(&name).leads_to(port.bus));
     }
@@ -53,6 +57,13 @@ pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed),
     }
     let fabric = builder.build().map_err(|error| blame(lab, &placed, &error))?;
     let mut board = Board { fabric, slots };
+    for port in &lab.ports {
+        board.fabric.set_timing(port.address, Timing { link: port.link_time, ready: 0 });
+    }
+    for (address, n) in &placed {
+        let ready = lab.devices.get(*n).map_or(0, |device| device.ready_time);
+        board.fabric.set_timing(*address, Timing { link: 0, ready });
+    }
     let ports: Vec<Address> = board.fabric.functions().map(|(address, _)| address).collect();
     for address in ports {
         let driver = match placed.get(&address).and_then(|n| lab.devices.get(*n)) {

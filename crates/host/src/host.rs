@@ -13,6 +13,7 @@ use vfio::{Context, Vfio};
 
 use crate::assemble::{self, Placed, Storage};
 use crate::drivers::Drivers;
+use crate::errors::Errors;
 use crate::lab::{Lab, LabError};
 use crate::sysfs;
 use crate::tree::{Node, Tree};
@@ -52,6 +53,7 @@ pub struct Host {
     ids: FileIds,
     pub(crate) parking: Parking,
     pub(crate) removals: Removals,
+    pub(crate) errors: Errors,
     generation: u64,
 }
 
@@ -81,10 +83,12 @@ impl Host {
             ids: FileIds::default(),
             parking: Parking::default(),
             removals: Removals::new(),
+            errors: Errors::default(),
             generation: 0,
         };
         host.take_ids()?;
         host.enable_initial_vfs()?;
+        host.plan_errors()?;
         Ok(host)
     }
 
@@ -107,6 +111,7 @@ impl Host {
             vfio: &self.lab.vfio,
             address_width: self.lab.iommu.address_width,
             drivers: self.drivers.names(),
+            errors: &self.errors.service,
         };
         sysfs::tree(&self.board, &facts)
     }
@@ -119,6 +124,10 @@ impl Host {
 
     pub(crate) fn changed(&mut self) {
         self.generation += 1;
+    }
+
+    pub(crate) fn platform(&self) -> &dyn Platform {
+        &*self.platform
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -156,6 +165,7 @@ impl Host {
     /// `ioctl`. Like reads, writes and stores it may have to
     /// [wait](Reply::Parked).
     pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
+        self.count_call(file);
         let reply = match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
                 let (vfio, mut cx) = self.vfio_call(caller);
@@ -176,6 +186,7 @@ impl Host {
 
     /// `pread` of `len` bytes at `offset` to the caller's memory at `buf`.
     pub fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
+        self.count_call(file);
         match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
                 let (vfio, mut cx) = self.vfio_call(caller);
@@ -196,6 +207,7 @@ impl Host {
         len: u64,
         caller: &dyn Caller,
     ) -> Result<Reply, Errno> {
+        self.count_call(file);
         match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
                 let (vfio, mut cx) = self.vfio_call(caller);
@@ -231,6 +243,7 @@ impl Host {
         if !self.removals.is_empty() {
             self.advance_removals();
         }
+        self.let_removed_go();
     }
 
     /// Takes the calls whose wait is over, in the order in which it ended.
@@ -274,12 +287,13 @@ impl Host {
     /// [`Platform::now`].
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        self.next_request()
+        [self.next_request(), self.next_error()].into_iter().flatten().min()
     }
 
     /// Does what is due by now.
     pub fn elapse(&mut self) {
         self.ask_again();
+        self.attend_errors();
     }
 
     /// Pages of a program that are locked and pinned for devices (`VmLck`,

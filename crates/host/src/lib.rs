@@ -5,6 +5,7 @@
 
 mod assemble;
 mod drivers;
+mod errors;
 mod host;
 mod inventory;
 pub mod lab;
@@ -14,6 +15,7 @@ pub mod tree;
 mod unbind;
 
 pub use assemble::Storage;
+pub use errors::{ErrorPolicy, Injected, NotInjected};
 pub use host::{FileKind, Host};
 pub use inventory::{FunctionInfo, table};
 pub use lab::{Lab, LabError};

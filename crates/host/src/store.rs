@@ -183,6 +183,7 @@ impl Host {
         // GRP-029
         self.vfio.check_bind(address, &driver, &self.board)?;
         self.board.slots.entry(address).or_default().driver = Some(driver);
+        self.save_for_driver(address);
         Ok(())
     }
 

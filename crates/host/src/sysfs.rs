@@ -6,7 +6,9 @@
 //! `/sys/bus/pci/devices`, Linux's selftests by `iommu_group` and `driver`.
 
 use device::{Board, Driver};
-use pci::{Address, Function};
+use pci::aer::spec::{CORRECTABLE_NAMES, UNCORRECTABLE_NAMES};
+use pci::recovery::ErrorService;
+use pci::{Address, Function, PortType};
 
 use crate::tree::{Node, Tree};
 
@@ -21,6 +23,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) vfio: &'a vfio::Options,
     pub(crate) address_width: u8,
     pub(crate) drivers: &'a [String],
+    pub(crate) errors: &'a ErrorService,
 }
 
 /// The tree of a board.
@@ -35,7 +38,7 @@ pub(crate) fn tree(board: &Board, facts: &Facts<'_>) -> Tree {
     tree.device("/dev/vfio/vfio", Node::VfioContainer);
     tree.device("/dev/iommu", Node::Iommufd);
     for (address, function) in board.fabric.functions() {
-        add_function(&mut tree, board, address, function);
+        add_function(&mut tree, board, facts, address, function);
     }
     tree
 }
@@ -119,7 +122,7 @@ fn iommu(tree: &mut Tree, address_width: u8) {
     tree.link("/sys/class/iommu/dmar0", IOMMU);
 }
 
-fn add_function(tree: &mut Tree, board: &Board, address: Address, function: &Function) {
+fn add_function(tree: &mut Tree, board: &Board, facts: &Facts<'_>, address: Address, function: &Function) {
     let dir = path(board, address);
     let spec = function.spec();
     tree.own(&format!("{DEVICES}/pci{:04x}:{:02x}", address.segment, root_bus(board, address)));
@@ -220,11 +223,8 @@ fn add_function(tree: &mut Tree, board: &Board, address: Address, function: &Fun
         tree.binary(format!("{dir}/resource{bar}"), Vec::new(), 0o600);
     }
 
-    // GRP-045
     if spec.aer {
-        tree.text(format!("{dir}/aer_dev_correctable"), counters(&CORRECTABLE, "COR"));
-        tree.text(format!("{dir}/aer_dev_nonfatal"), counters(&UNCORRECTABLE, "NONFATAL"));
-        tree.text(format!("{dir}/aer_dev_fatal"), counters(&UNCORRECTABLE, "FATAL"));
+        error_counters(tree, facts.errors, address, function, &dir);
     }
 
     // GRP-044
@@ -237,34 +237,31 @@ fn add_function(tree: &mut Tree, board: &Board, address: Address, function: &Fun
     sriov(tree, board, address, function, &dir);
 }
 
-/// Names of correctable errors in `aer_dev_correctable`.
-const CORRECTABLE: [&str; 8] =
-    ["RxErr", "BadTLP", "BadDLLP", "Rollover", "Timeout", "NonFatalErr", "CorrIntErr", "HeaderOF"];
-
-/// Names of uncorrectable errors in `aer_dev_nonfatal` and `aer_dev_fatal`.
-const UNCORRECTABLE: [&str; 17] = [
-    "Undefined",
-    "DLP",
-    "SDES",
-    "TLP",
-    "FCP",
-    "CmpltTO",
-    "CmpltAbrt",
-    "UnxCmplt",
-    "RxOF",
-    "MalfTLP",
-    "ECRC",
-    "UnsupReq",
-    "ACSViol",
-    "UncorrIntErr",
-    "BlockedTLP",
-    "AtomicOpBlocked",
-    "TLPBlockedErr",
-];
-
-/// Error counters; nothing counts yet.
-fn counters(names: &[&str], total: &str) -> String {
-    names.iter().map(|name| format!("{name} 0\n")).chain([format!("TOTAL_ERR_{total} 0\n")]).collect()
+/// GRP-045, ERR-057
+fn error_counters(tree: &mut Tree, errors: &ErrorService, address: Address, function: &Function, dir: &str) {
+    let counters = errors.counters(address);
+    let file = |names: &[(u8, &str)], counts: &[u64], total: &str, sum: u64| {
+        let count = |bit: u8| counts.get(usize::from(bit)).copied().unwrap_or(0);
+        let lines = names.iter().map(|(bit, name)| format!("{name} {}\n", count(*bit)));
+        lines.chain([format!("TOTAL_ERR_{total} {sum}\n")]).collect::<String>()
+    };
+    let [correctable, nonfatal, fatal] = counters.total;
+    let text = file(&CORRECTABLE_NAMES, &counters.correctable, "COR", correctable);
+    tree.text(format!("{dir}/aer_dev_correctable"), text);
+    let text = file(&UNCORRECTABLE_NAMES, &counters.nonfatal, "NONFATAL", nonfatal);
+    tree.text(format!("{dir}/aer_dev_nonfatal"), text);
+    tree.text(format!("{dir}/aer_dev_fatal"), file(&UNCORRECTABLE_NAMES, &counters.fatal, "FATAL", fatal));
+    for kind in ["correctable", "nonfatal"] {
+        // In ticks of a kernel with HZ=250, as Linux prints it.
+        tree.text(format!("{dir}/aer/{kind}_ratelimit_interval_ms"), "1250\n");
+        tree.text(format!("{dir}/aer/{kind}_ratelimit_burst"), "10\n");
+    }
+    if matches!(function.spec().port_type, PortType::RootPort | PortType::EventCollector) {
+        let [correctable, nonfatal, fatal] = errors.root_counters(address);
+        for (kind, count) in [("cor", correctable), ("nonfatal", nonfatal), ("fatal", fatal)] {
+            tree.text(format!("{dir}/aer_rootport_total_err_{kind}"), format!("{count}\n"));
+        }
+    }
 }
 
 /// Id of the SR-IOV extended capability.

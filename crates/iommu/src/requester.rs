@@ -85,6 +85,26 @@ pub struct Requester {
     /// The port of the other PASIDs.
     nowhere: Arc<Port>,
     faults: Mutex<Vec<DmaFault>>,
+    /// Whether `trap` is set; sessions look at this only.
+    trapped: AtomicBool,
+    trap: Mutex<Option<Trap>>,
+}
+
+/// An access that something is planned for.
+struct Trap {
+    access: Access,
+    /// Accesses of that kind until it goes off.
+    left: u64,
+    /// The function masters the bus no more then.
+    stops: bool,
+    /// `None` once it has gone off.
+    goes_off: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl std::fmt::Debug for Trap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trap").field("access", &self.access).field("left", &self.left).finish_non_exhaustive()
+    }
 }
 
 impl Requester {
@@ -124,6 +144,7 @@ impl Requester {
             for port in self.ports() {
                 port.fence(&[]);
             }
+            self.clear_sprung_trap();
         }
     }
 
@@ -137,6 +158,57 @@ impl Requester {
     /// Starts a piece of work with a PASID. Blocked if it was never attached.
     pub fn session_pasid(&self, pasid: u32) -> Session<'_> {
         Session::new(self, self.pasid(pasid).unwrap_or(&self.nowhere).open())
+    }
+
+    /// Calls `goes_off` at the `count`-th translated access of a kind from now
+    /// on, in the middle of the device's work. With `stops` that access and all
+    /// later ones are refused as with bus mastering off, until bus mastering is
+    /// turned off. Runs of bytes within one mapping count as one access. A
+    /// second trap replaces the first.
+    pub fn set_trap(&self, access: Access, count: u64, stops: bool, goes_off: Box<dyn FnOnce() + Send>) {
+        *lock(&self.trap) = Some(Trap { access, left: count, stops, goes_off: Some(goes_off) });
+        self.trapped.store(true, Ordering::Release);
+    }
+
+    #[inline]
+    pub(crate) fn is_trapped(&self) -> bool {
+        self.trapped.load(Ordering::Relaxed)
+    }
+
+    /// Counts an access; whether it may go on.
+    #[cold]
+    pub(crate) fn spring(&self, access: Access) -> bool {
+        let mut trap = lock(&self.trap);
+        let Some(set) = &mut *trap else { return true };
+        if set.goes_off.is_none() {
+            return !set.stops;
+        }
+        if set.access != access {
+            return true;
+        }
+        set.left = set.left.saturating_sub(1);
+        if set.left > 0 {
+            return true;
+        }
+        let (stops, goes_off) = (set.stops, set.goes_off.take());
+        if !stops {
+            *trap = None;
+            self.trapped.store(false, Ordering::Release);
+        }
+        drop(trap);
+        if let Some(goes_off) = goes_off {
+            goes_off();
+        }
+        !stops
+    }
+
+    /// A trap that has gone off ends with what it stopped.
+    fn clear_sprung_trap(&self) {
+        let mut trap = lock(&self.trap);
+        if trap.as_ref().is_some_and(|set| set.goes_off.is_none()) {
+            *trap = None;
+            self.trapped.store(false, Ordering::Release);
+        }
     }
 
     /// Takes the faults logged since the last call; bounded, oldest kept.

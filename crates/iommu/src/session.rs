@@ -54,6 +54,9 @@ impl<'a> Session<'a> {
     /// The translation of one IOVA. A refusal is logged.
     #[inline]
     pub(crate) fn resolve(&mut self, iova: u64, access: Access) -> Result<Hit, DmaFault> {
+        if self.requester.is_trapped() && !self.requester.spring(access) {
+            return Err(self.refuse(DmaFault { iova, access, reason: FaultReason::BusMasterOff }));
+        }
         let need = match access {
             Access::Read => Prot::READ,
             Access::Write => Prot::WRITE,

@@ -28,6 +28,8 @@ pub struct Fabric {
     pub(crate) unsettled: BTreeSet<Address>,
     pub(crate) signals: Vec<Signal>,
     pub(crate) resets: BTreeSet<Address>,
+    /// Functions that began or ceased to answer.
+    pub(crate) changed: BTreeSet<Address>,
     plan: FabricBuilder,
 }
 

@@ -55,6 +55,8 @@ pub(crate) struct Presence {
     /// When the function will be ready.
     ready_at: u64,
     removed: bool,
+    /// It stopped answering; a reset from above helps.
+    hung: bool,
 }
 
 /// Why a link is down.
@@ -96,6 +98,22 @@ impl Fabric {
     /// call: their models are to follow.
     pub fn take_resets(&mut self) -> BTreeSet<Address> {
         std::mem::take(&mut self.resets)
+    }
+
+    /// Takes the functions that have begun or ceased to answer since the last
+    /// call.
+    pub fn take_changed(&mut self) -> BTreeSet<Address> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// When the next link will be up or the next function ready.
+    #[must_use]
+    pub fn next_change(&self) -> Option<u64> {
+        let times = self.unsettled.iter().filter_map(|address| self.nodes.get(address)).flat_map(|node| {
+            let presence = &node.presence;
+            [presence.ready_at, presence.down.until]
+        });
+        times.filter(|time| *time > self.now && *time != u64::MAX).min()
     }
 
     pub(crate) fn signal(&mut self, signal: Signal) {
@@ -217,6 +235,48 @@ impl Fabric {
         self.signal(Signal::Removed(port));
     }
 
+    /// A function leaves the fabric for good, with its virtual functions; what
+    /// is behind a bridge must have gone before.
+    pub fn unplug(&mut self, address: Address) {
+        self.disable_vfs(address);
+        if self.secondary(address).is_some_and(|bus| !bus.devices.is_empty()) {
+            return;
+        }
+        if let Some(bus) = self.secondary(address).map(|bus| (bus.segment, bus.number)) {
+            self.buses.remove(&bus);
+        }
+        self.leave_group(address);
+        self.functions.remove(&address);
+        self.nodes.remove(&address);
+        self.names.retain(|_, named| *named != address);
+        self.unsettled.remove(&address);
+        if let Some(bus) = self.buses.get_mut(&(address.segment, address.bus)) {
+            bus.devices.retain(|other| *other != address);
+        }
+    }
+
+    /// A function stops answering until its bus is reset.
+    pub fn hang(&mut self, address: Address) {
+        if let Some(node) = self.nodes.get_mut(&address) {
+            node.presence.hung = true;
+        }
+        self.settle(address);
+    }
+
+    /// The bus behind a bridge was reset in no time: what hung answers, a link
+    /// that failed has trained.
+    pub(crate) fn revive(&mut self, bridge: Address) {
+        for address in self.below(bridge) {
+            if let Some(node) = self.nodes.get_mut(&address) {
+                (node.presence.hung, node.presence.down.failed) = (false, false);
+            }
+        }
+        if let Some(node) = self.nodes.get_mut(&bridge) {
+            node.presence.down.failed = false;
+        }
+        self.settle(bridge);
+    }
+
     /// A link that is down resets what is behind it.
     fn reset_behind(&mut self, port: Address) {
         let mut behind = self.below(port);
@@ -231,6 +291,7 @@ impl Fabric {
             if let Some(node) = self.nodes.get_mut(&address) {
                 // Ready some time after the link is up again.
                 node.presence.ready_at = u64::MAX;
+                node.presence.hung = false;
                 // Their own links went with them, and come back with them.
                 (node.presence.down.reset, node.presence.down.failed) = (false, false);
             }
@@ -273,7 +334,7 @@ impl Fabric {
                 presence.ready_at = now.saturating_add(presence.timing.ready);
             }
             let ready = presence.ready_at <= now;
-            let answers = match (reachable && !presence.removed, ready) {
+            let answers = match (reachable && !presence.removed && !presence.hung, ready) {
                 (true, true) => Answers::Yes,
                 (true, false) => Answers::Retry,
                 (false, _) => Answers::No,
@@ -284,6 +345,9 @@ impl Fabric {
             }
             let up = self.link_is_up(address);
             if let Some(function) = self.functions.get_mut(&address) {
+                if function.answers() != answers {
+                    self.changed.insert(address);
+                }
                 function.set_answers(answers);
                 show_link(function, up);
             }

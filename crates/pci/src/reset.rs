@@ -122,6 +122,7 @@ impl Fabric {
                 function.reset();
             }
         }
+        self.revive(bridge);
         below
     }
 

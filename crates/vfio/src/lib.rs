@@ -29,7 +29,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ::device::{Board, DeviceFile, Driver};
+use ::device::{Board, DeviceFile, Driver, ResetKind};
 use caller::{Accounts, Caller, FileId, FileIds, Parking, Platform, Reply, WatchId};
 use iommufd::Iommufd;
 use pci::Address;
@@ -236,6 +236,22 @@ impl Vfio {
     pub fn driver_unbound(&mut self, address: Address, board: &Board) {
         self.devices.unbound(address);
         self.group_driver_unbound(address, board);
+    }
+
+    /// The hardware has reset a function behind VFIO's back. Whether a program
+    /// has it open: else nothing was done.
+    pub fn function_was_reset(&mut self, address: Address, kind: ResetKind, board: &Board) -> bool {
+        self.devices.was_reset(address, kind, board)
+    }
+
+    /// Whether a function answers has changed.
+    pub fn reach_changed(&mut self, address: Address, board: &Board) {
+        self.devices.reach_changed(address, board);
+    }
+
+    /// Keeps an open device awake during recovery, or no longer (ERR-017).
+    pub fn hold(&mut self, address: Address, on: bool, board: &mut Board) {
+        self.devices.hold(address, on, board);
     }
 
     /// An uncorrectable error of a device: its user's ERR eventfd is signalled.

@@ -23,6 +23,7 @@ pub(crate) struct Real {
     clock: Clock,
     files: MemfdFiles,
     watches: Arc<Watches>,
+    waker: intercept::Waker,
 }
 
 /// What the core waits for: eventfds (irqfd and ioeventfd), and the time.
@@ -84,11 +85,12 @@ impl Real {
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN).context("cannot make a timer")?;
         let watches = Arc::new(Watches { epoll, timer, state: Mutex::default() });
         let waiter = Arc::clone(&watches);
+        let own = waker.clone();
         std::thread::Builder::new()
             .name("events".into())
             .spawn(move || waiter.wait(&waker))
             .context("cannot start a thread")?;
-        Ok(Arc::new(Real { clock: Clock::new(), files: MemfdFiles, watches }))
+        Ok(Arc::new(Real { clock: Clock::new(), files: MemfdFiles, watches, waker: own }))
     }
 
     /// Takes the watches that fired since the last call.
@@ -136,6 +138,11 @@ impl Platform for Real {
 
     fn now(&self) -> u64 {
         self.clock.now()
+    }
+
+    fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let waker = self.waker.clone();
+        Arc::new(move || waker.wake())
     }
 
     fn device_files(&self) -> &dyn DeviceFiles {

@@ -8,7 +8,8 @@ use models::dsa;
 use pci::Address;
 
 use super::LabError;
-use super::section::{Number, Place, Section, Size, Switch};
+use super::section::{Millis, Number, Place, Section, Size, Switch};
+use crate::errors::ErrorPolicy;
 
 /// What kind of port or bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +50,13 @@ pub struct PortSpec {
     /// Whether it has Access Control Services (all four bits that isolation
     /// asks for, GRP-001).
     pub acs: bool,
+    /// Its slot is a hot-plug one.
+    pub hotplug: bool,
+    /// Downstream Port Containment.
+    pub dpc: bool,
+    /// Nanoseconds that its link takes to come up after a reset; `u64::MAX` for
+    /// ever.
+    pub link_time: u64,
     /// Where it was described.
     pub place: Place,
 }
@@ -62,6 +70,11 @@ pub struct DeviceSpec {
     pub driver: Option<String>,
     /// Access Control Services on the function itself.
     pub acs: bool,
+    /// How its kernel driver takes part in error recovery.
+    pub on_error: ErrorPolicy,
+    /// Nanoseconds after a reset of its bus until it answers; `u64::MAX` for
+    /// ever.
+    pub ready_time: u64,
     /// What it is.
     pub model: Model,
     /// Where it was described.
@@ -130,8 +143,11 @@ impl PortSpec {
         let bus = u8::try_from(bus).map_err(|_| LabError::new(&bus_place, "`bus` is 0 to 255"))?;
         let kind = section.take_or("kind", PortKind::Root)?;
         let acs = section.take_or("acs", Switch(true))?.0;
+        let hotplug = section.take_or("hotplug", Switch(false))?.0;
+        let dpc = section.take_or("dpc", Switch(false))?.0;
+        let link_time = section.take_or("link_ms", Millis(0))?.0;
         section.finish()?;
-        Ok(PortSpec { address, bus, kind, acs, place })
+        Ok(PortSpec { address, bus, kind, acs, hotplug, dpc, link_time, place })
     }
 }
 
@@ -144,6 +160,8 @@ impl DeviceSpec {
             address: Some(Address::new(0, 1, 0, 0)),
             driver: Some("vfio-pci".into()),
             acs: false,
+            on_error: ErrorPolicy::GOOD,
+            ready_time: 0,
             model: Model::Nvme(NvmeSpec { disk, block_size: 512, queues: 64, serial: None, total_vfs: 0, vfs: 0 }),
             place,
         }
@@ -158,6 +176,8 @@ impl DeviceSpec {
         let address = section.take("addr")?;
         let driver: String = section.take_or("driver", "vfio-pci".into())?;
         let acs = section.take_or("acs", Switch(false))?.0;
+        let on_error = section.take_or("on_error", ErrorPolicy::GOOD)?;
+        let ready_time = section.take_or("ready_ms", Millis(0))?.0;
         let model = match name.as_str() {
             "nvme" => {
                 section.what = "an nvme device".into();
@@ -175,7 +195,7 @@ impl DeviceSpec {
         };
         section.finish()?;
         let driver = Some(driver).filter(|d| d != "none");
-        Ok(DeviceSpec { address, driver, acs, model, place })
+        Ok(DeviceSpec { address, driver, acs, on_error, ready_time, model, place })
     }
 }
 

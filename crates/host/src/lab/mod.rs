@@ -7,10 +7,12 @@
 
 mod device;
 mod dsa;
+mod error;
 mod file;
 mod section;
 
 pub use device::{DeviceSpec, DiskSpec, Medium, Model, NvmeSpec, PortKind, PortSpec};
+pub use error::{Behaviour, ErrorSpec, When};
 pub use section::Place;
 
 use section::{Number, Section, Switch};
@@ -57,6 +59,8 @@ pub struct Lab {
     pub ports: Vec<PortSpec>,
     /// Devices, in the order of the description.
     pub devices: Vec<DeviceSpec>,
+    /// Errors that are planned.
+    pub errors: Vec<ErrorSpec>,
 }
 
 impl Default for Lab {
@@ -68,6 +72,7 @@ impl Default for Lab {
             ids: Vec::new(),
             ports: Vec::new(),
             devices: Vec::new(),
+            errors: Vec::new(),
         }
     }
 }
@@ -106,8 +111,11 @@ impl Lab {
                 }
                 "port" => lab.ports.push(PortSpec::decode(section)?),
                 "device" => lab.devices.push(DeviceSpec::decode(section)?),
+                "error" => lab.errors.push(ErrorSpec::decode(section)?),
                 what => {
-                    let message = format!("unknown table `{what}`; a lab has [iommu], [vfio], [[port]] and [[device]]");
+                    let message = format!(
+                        "unknown table `{what}`; a lab has [iommu], [vfio], [[port]], [[device]] and [[error]]"
+                    );
                     return Err(LabError::new(&section.place, message));
                 }
             }

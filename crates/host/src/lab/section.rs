@@ -159,6 +159,22 @@ impl FromStr for Number {
     }
 }
 
+/// A time in milliseconds, or `never`; in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Millis(pub(super) u64);
+
+impl FromStr for Millis {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Millis, String> {
+        if text == "never" {
+            return Ok(Millis(u64::MAX));
+        }
+        let Number(ms) = text.parse()?;
+        Ok(Millis(ms.saturating_mul(1_000_000)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

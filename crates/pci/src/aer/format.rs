@@ -50,11 +50,11 @@ pub fn parse(text: &str) -> Result<Vec<Injection>, ParseError> {
 }
 
 /// Names of correctable errors in the format.
-const CORRECTABLE: [(&str, u32); 5] =
+pub const CORRECTABLE_KEYWORDS: [(&str, u32); 5] =
     [("RCVR", 1 << 0), ("BAD_TLP", 1 << 6), ("BAD_DLLP", 1 << 7), ("REP_ROLL", 1 << 8), ("REP_TIMER", 1 << 12)];
 
 /// Names of uncorrectable errors in the format.
-const UNCORRECTABLE: [(&str, u32); 11] = [
+pub const UNCORRECTABLE_KEYWORDS: [(&str, u32); 11] = [
     ("TRAIN", 1 << 0),
     ("DLP", 1 << 4),
     ("POISON_TLP", 1 << 12),
@@ -163,9 +163,9 @@ impl<'a> Tokens<'a> {
         } else if term.is("BUS") {
             injection.target = Some(self.address(0, term)?);
         } else if term.is_any(&["COR_STATUS", "COR", "CORRECTABLE"]) {
-            injection.correctable = self.status(&CORRECTABLE)?;
+            injection.correctable = self.status(&CORRECTABLE_KEYWORDS)?;
         } else if term.is_any(&["UNCOR_STATUS", "UNCOR", "UNCORRECTABLE"]) {
-            injection.uncorrectable = self.status(&UNCORRECTABLE)?;
+            injection.uncorrectable = self.status(&UNCORRECTABLE_KEYWORDS)?;
         } else if term.is_any(&["HEADER_LOG", "HL"]) {
             for word in &mut injection.header {
                 *word = self.number_of(term, u32::MAX)?;

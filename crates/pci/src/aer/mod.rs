@@ -13,7 +13,7 @@ mod log;
 mod route;
 pub mod spec;
 
-pub use format::{ParseError, parse};
+pub use format::{CORRECTABLE_KEYWORDS, ParseError, UNCORRECTABLE_KEYWORDS, parse};
 pub use inject::{InjectError, Injection};
 pub use log::{AerError, Raised};
 pub use route::RaiseError;

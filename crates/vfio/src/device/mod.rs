@@ -26,7 +26,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ::device::{Board, DeviceFile, Driver};
+use ::device::{Board, DeviceFile, Driver, ResetKind};
 use caller::{FileId, Platform, Reply, WatchId};
 use pci::Address;
 use uapi::Errno;
@@ -269,6 +269,35 @@ impl Devices {
     /// be told.
     pub(crate) fn signal_error(&self, address: Address) -> bool {
         self.open.get(&address).is_some_and(Device::signal_error)
+    }
+
+    /// The hardware has reset an open device: what its registers allowed is
+    /// shut, its model starts anew, the shadow stays (ERR-038, ERR-039).
+    /// Whether it is open.
+    pub(crate) fn was_reset(&mut self, address: Address, kind: ResetKind, board: &Board) -> bool {
+        let now = self.platform.now();
+        let Some(device) = self.open.get_mut(&address) else { return false };
+        device.after_reset(board, kind, now);
+        tracing::info!(name: "vfio.reset_from_outside", device = %address);
+        true
+    }
+
+    /// What an open device answers, or whether it does, has changed.
+    pub(crate) fn reach_changed(&mut self, address: Address, board: &Board) {
+        let now = self.platform.now();
+        if let Some(device) = self.open.get_mut(&address) {
+            device.sync(board, now);
+        }
+    }
+
+    /// An open device is kept awake, or no longer (ERR-017).
+    pub(crate) fn hold(&mut self, address: Address, on: bool, board: &mut Board) {
+        let now = self.platform.now();
+        match self.open.get_mut(&address) {
+            Some(device) if on => device.wake(board, now),
+            Some(device) => device.idle(board, now),
+            None => {}
+        }
     }
 
     /// Asks the device's user to give it back; whether it can be asked

@@ -86,6 +86,7 @@ impl Device {
     /// the model is reset.
     pub(super) fn after_reset(&mut self, board: &Board, kind: ResetKind, now: u64) {
         self.sync(board, now);
+        self.follow_messages(board);
         self.reset_model(kind, now);
     }
 }

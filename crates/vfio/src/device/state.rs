@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use ::device::{Board, DeviceFile, Endpoint, Event, RegionLayout, ResetKind};
+use ::device::{Board, DeviceFile, Endpoint, Event, Mode, RegionLayout, ResetKind};
 use caller::{Platform, WatchId};
 use pci::resource::IORESOURCE_MEM;
-use pci::{Address, Effect, Function, PortType, Resource, SavedConfig, cap};
+use pci::{Address, Answers, Effect, Function, PortType, Resource, SavedConfig, cap};
 use uapi::Errno;
 
 use super::config::Config;
@@ -177,6 +177,8 @@ impl Device {
             self.hw_write(board, cap::COMMAND, 2, u32::from(command), now);
         }
         self.zap(now);
+        // Who has it next finds it as it is then.
+        self.endpoint.set_responding(true, now);
         self.endpoint.set_file(None, now);
         self.error = None;
         self.request = None;
@@ -204,7 +206,7 @@ impl Device {
                 Effect::Power { from: 3, to: 0 } if !self.endpoint.spec().no_soft_reset => {
                     self.reset_model(ResetKind::PowerManagement, now);
                 }
-                Effect::Msi(on) => self.endpoint.interrupts.set_msi_enabled(*on),
+                Effect::Msi(_) | Effect::Msix { .. } => self.follow_messages(board),
                 _ => {}
             }
         }
@@ -216,19 +218,38 @@ impl Device {
         self.endpoint.interrupts.reset();
     }
 
+    /// Messages go out while the enable bit of the mode in force is on.
+    pub(super) fn follow_messages(&self, board: &Board) {
+        let interrupts = &self.endpoint.interrupts;
+        let (id, bit) = match interrupts.mode() {
+            Mode::Msi => (cap::MSI, 0x0001),
+            Mode::Msix => (cap::MSIX, 0x8000),
+            Mode::None | Mode::Intx => return,
+        };
+        let function = board.fabric.function(self.address);
+        let control = function.and_then(|f| Some(f.peek(f.capability(id)? + 2, 2))).unwrap_or(0);
+        interrupts.set_messages_enabled(control & bit != 0);
+    }
+
     /// Opens and shuts what the registers and the power state allow: the BARs
     /// to the program (API-216, API-217), memory to the device.
+    ///
+    /// The program's memory enable decides whether it may access the BARs, the
+    /// hardware's whether anybody answers: they differ after a reset behind the
+    /// program's back (ERR-039).
     pub(super) fn sync(&mut self, board: &Board, now: u64) {
         let Some(function) = board.fabric.function(self.address) else { return };
         let awake = function.power_state() < 3;
+        let answers = function.answers() == Answers::Yes;
         let command = function.command();
         let decodes = self.config.no_command_memory || command & cap::COMMAND_MEMORY != 0;
-        let memory = awake && decodes && self.config.memory() && !self.low_power.engaged();
-        let master = awake && command & cap::COMMAND_MASTER != 0;
+        let memory = awake && self.config.memory() && !self.low_power.engaged();
+        let master = awake && answers && command & cap::COMMAND_MASTER != 0;
         if master != self.bus_master {
             self.bus_master = master;
             self.endpoint.requester.set_bus_master(master);
         }
+        self.endpoint.set_responding(answers && decodes, now);
         self.set_accessible(memory, now);
     }
 

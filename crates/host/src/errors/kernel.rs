@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The pretend kernel's drivers, as recovery calls them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use device::{Board, Driver, ResetKind};
+use pci::recovery::{Call, Handlers, Kernel, Report, Uevent, Vote};
+use pci::{Address, Answers, Fabric, SavedConfig};
+use vfio::Vfio;
+
+use super::ErrorPolicy;
+
+/// Everything that recovery calls.
+pub(super) struct Drivers<'a> {
+    /// Its fabric is elsewhere while recovery has it.
+    pub(super) board: &'a mut Board,
+    pub(super) vfio: &'a mut Vfio,
+    pub(super) policies: &'a BTreeMap<Address, ErrorPolicy>,
+    pub(super) saved: &'a BTreeMap<Address, SavedConfig>,
+    pub(super) removed: &'a mut BTreeSet<Address>,
+    pub(super) now: u64,
+}
+
+impl Drivers<'_> {
+    fn policy(&self, address: Address) -> ErrorPolicy {
+        match self.board.driver(address) {
+            None => ErrorPolicy::NONE,
+            Some(Driver::VfioPci) => ErrorPolicy::VFIO,
+            Some(Driver::Pcieport) => ErrorPolicy::PORT,
+            Some(Driver::Kernel(_)) => self.policies.get(&address).copied().unwrap_or_default(),
+        }
+    }
+
+    /// Lets VFIO work with a whole board.
+    fn with_board<R>(&mut self, fabric: &mut Fabric, work: impl FnOnce(&mut Vfio, &mut Board) -> R) -> R {
+        std::mem::swap(&mut self.board.fabric, fabric);
+        let result = work(self.vfio, self.board);
+        std::mem::swap(&mut self.board.fabric, fabric);
+        result
+    }
+}
+
+impl Kernel for Drivers<'_> {
+    fn handlers(&self, address: Address) -> Handlers {
+        self.policy(address).handlers()
+    }
+
+    fn call(&mut self, fabric: &mut Fabric, address: Address, call: Call) -> Vote {
+        let vote = self.policy(address).vote(call);
+        let mut told = false;
+        match (self.board.driver(address), call) {
+            // ERR-002: whatever the state, ERR-003: also if nobody listens.
+            (Some(Driver::VfioPci), Call::ErrorDetected(_)) => told = self.vfio.signal_error(address),
+            (Some(Driver::Pcieport | Driver::Kernel(_)), Call::SlotReset) => {
+                if let (Some(function), Some(saved)) = (fabric.function_mut(address), self.saved.get(&address)) {
+                    function.restore(saved);
+                }
+            }
+            _ => {}
+        }
+        tracing::info!(name: "aer.call", target: "vfuse::aer", device = %address, ?call, %vote, told);
+        vote
+    }
+
+    fn follow(&mut self, fabric: &mut Fabric) {
+        let reset = fabric.take_resets();
+        let changed = fabric.take_changed();
+        if reset.is_empty() && changed.is_empty() {
+            return;
+        }
+        let now = self.now;
+        self.with_board(fabric, |vfio, board| {
+            for address in &reset {
+                if vfio.function_was_reset(*address, ResetKind::Bus, board) {
+                    continue;
+                }
+                if let Some(endpoint) = board.endpoint(*address) {
+                    endpoint.reset(ResetKind::Bus, now);
+                    endpoint.interrupts.reset();
+                }
+            }
+            for address in &changed {
+                vfio.reach_changed(*address, board);
+            }
+        });
+    }
+
+    fn hold(&mut self, fabric: &mut Fabric, address: Address, on: bool) {
+        self.with_board(fabric, |vfio, board| vfio.hold(address, on, board));
+    }
+
+    fn uevent(&mut self, address: Address, event: Uevent) {
+        let [kind, online] = event.variables();
+        tracing::info!(name: "aer.uevent", target: "vfuse::aer", device = %address, kind, online);
+    }
+
+    fn report(&mut self, report: &Report) {
+        match report {
+            Report::Received { root, severity, source, multiple, found } => tracing::warn!(
+                name: "aer.message", target: "vfuse::aer", %root, %severity,
+                source = %Address::from_devfn(root.segment, (source >> 8) as u8, *source as u8), multiple, found
+            ),
+            Report::Error { address, severity, status, mask, first, header } => tracing::warn!(
+                name: "aer.error", target: "vfuse::aer", device = %address, %severity,
+                status = %format_args!("{status:#010x}"), mask = %format_args!("{mask:#010x}"), first, ?header
+            ),
+            Report::Contained { port, status, source } => tracing::warn!(
+                name: "aer.contained", target: "vfuse::aer", %port, status = %format_args!("{status:#06x}"),
+                source = %format_args!("{source:#06x}")
+            ),
+            Report::Recovery { source, bridge, outcome } => tracing::warn!(
+                name: "aer.recovery", target: "vfuse::aer", device = %source, %bridge,
+                recovered = outcome.recovered, reset = outcome.reset, vote = %outcome.vote
+            ),
+        }
+    }
+
+    fn removed(&mut self, fabric: &mut Fabric, functions: &[Address]) {
+        // The last first, as the slot's driver takes them.
+        for address in functions.iter().rev() {
+            if fabric.function(*address).is_some_and(|f| f.answers() != Answers::Yes) {
+                self.removed.insert(*address);
+            }
+        }
+    }
+}
