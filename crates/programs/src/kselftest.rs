@@ -32,14 +32,42 @@ pub struct Report {
 /// What is expected of a run, by name. A name may end in `*`.
 #[derive(Clone, Debug, Default)]
 pub struct Expected {
-    /// How many cases the binary has.
-    pub plan: usize,
+    /// How many cases there are.
+    plan: usize,
     /// These skip themselves.
-    pub skip: Vec<String>,
-    /// These fail.
-    pub fail: Vec<String>,
-    /// Why they fail, for the totals.
-    pub why: String,
+    skip: Vec<String>,
+    /// These fail, and why.
+    fail: Vec<(String, String)>,
+}
+
+impl Expected {
+    /// So many cases, all of which pass.
+    #[must_use]
+    pub fn all(plan: usize) -> Expected {
+        Expected { plan, ..Expected::default() }
+    }
+
+    /// But these skip themselves.
+    #[must_use]
+    pub fn skipping<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Expected {
+        self.skip.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// Adds cases that fail for this reason. It is said at once, too.
+    pub fn expect_failures(&mut self, names: &[&str], why: &str) {
+        eprintln!("cannot pass: {}: {why}", names.join(", "));
+        self.fail.extend(names.iter().map(|&name| (name.to_owned(), why.to_owned())));
+    }
+
+    fn skips(&self, name: &str) -> bool {
+        self.skip.iter().any(|pattern| matches(pattern, name))
+    }
+
+    /// Why a case fails, if it is to.
+    fn fails(&self, name: &str) -> Option<&str> {
+        self.fail.iter().find(|(pattern, _)| matches(pattern, name)).map(|(_, why)| why.as_str())
+    }
 }
 
 /// Runs a selftest of `build/selftests` under this `vfuse`, with arguments
@@ -109,7 +137,7 @@ impl Report {
         self.keep(way, mode, expected);
         let mut wrong = String::new();
         for (name, verdict) in &self.cases {
-            let (skip, fail) = (named(&expected.skip, name), named(&expected.fail, name));
+            let (skip, fail) = (expected.skips(name), expected.fails(name).is_some());
             let right = match verdict {
                 Verdict::Passed => !skip && !fail,
                 Verdict::Skipped(_) => skip,
@@ -144,8 +172,10 @@ impl Report {
             let (word, why) = match verdict {
                 Verdict::Passed => ("passed", String::new()),
                 Verdict::Skipped(why) => ("skipped", why.clone()),
-                Verdict::Failed(_) if named(&expected.fail, name) => ("failed", expected.why.clone()),
-                Verdict::Failed(said) => ("failed", format!("UNEXPECTED: {}", said.lines().next().unwrap_or_default())),
+                Verdict::Failed(said) => match expected.fails(name) {
+                    Some(why) => ("failed", why.to_owned()),
+                    None => ("failed", format!("UNEXPECTED: {}", said.lines().next().unwrap_or_default())),
+                },
             };
             let _ = writeln!(lines, "{}\t{}\t{name}\t{word}\t{why}", self.binary, way.name());
         }
@@ -160,11 +190,11 @@ fn case_name(rest: &str) -> Result<String, String> {
     Ok(name.split(" # ").next().unwrap_or(name).trim().to_owned())
 }
 
-fn named(patterns: &[String], name: &str) -> bool {
-    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
         Some(start) => name.starts_with(start),
         None => pattern == name,
-    })
+    }
 }
 
 #[cfg(test)]

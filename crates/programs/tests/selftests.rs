@@ -19,7 +19,7 @@ fn arguments<'a>(filters: &'a [String], devices: &[&'a str]) -> Vec<&'a str> {
 
 /// As many cases for each mode, all of which pass.
 fn all(cases: usize) -> Expected {
-    Expected { plan: cases * MODES.len(), ..Expected::default() }
+    Expected::all(cases * MODES.len())
 }
 
 in_each_way! {
@@ -27,7 +27,7 @@ in_each_way! {
     fn vfio_pci_device_test(way) {
         for mode in MODES {
             let report = selftest(&Vfuse::new(way), "vfio_pci_device_test", Some(mode), &[BDF]);
-            report.expect(way, mode, &Expected { plan: 5, ..Expected::default() });
+            report.expect(way, mode, &Expected::all(5));
         }
     }
 
@@ -37,7 +37,7 @@ in_each_way! {
         let filters = filters(&["", "_anonymous", "_anonymous_hugetlb_2mb", "_anonymous_hugetlb_1gb"]);
         let report = selftest(&Vfuse::new(way), "vfio_dma_mapping_test", None, &arguments(&filters, &[BDF]));
         let skip = MODES.map(|mode| format!("vfio_dma_mapping_test.{mode}_anonymous_hugetlb_1gb.dma_map_unmap"));
-        report.expect(way, "", &Expected { skip: skip.to_vec(), ..all(6) });
+        report.expect(way, "", &all(6).skipping(skip));
     }
 
     fn vfio_dma_mapping_mmio_test(way) {

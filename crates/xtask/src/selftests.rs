@@ -79,15 +79,17 @@ impl Totals {
                 ways.insert(way);
             }
             println!("{binary:<66} {}", self.sum(|b, _, _| b == binary).row());
-            for way in ways {
-                println!("  in {way:<61} {}", self.sum(|b, _, w| b == binary && w == way).row());
+            for way in &ways {
+                println!("  in {way:<61} {}", self.sum(|b, _, w| b == binary && w == *way).row());
             }
             for variant in variants {
                 println!("  {variant:<64} {}", self.sum(|b, v, _| b == binary && v == variant).row());
             }
-            for ((_, verdict, reason, name), ways) in self.reasons.iter().filter(|((b, ..), _)| b == binary) {
-                let ways: Vec<&str> = ways.iter().map(String::as_str).collect();
-                println!("  {verdict}: {name} ({}): {reason}", ways.join(", "));
+            for ((_, verdict, reason, name), found) in self.reasons.iter().filter(|((b, ..), _)| b == binary) {
+                let found: Vec<&str> = found.iter().map(String::as_str).collect();
+                let where_ =
+                    if found.len() == ways.len() { String::new() } else { format!(" in {}", found.join(", ")) };
+                println!("  {verdict}: {name}{where_}: {reason}");
             }
         }
         println!("{:<66} {}", "all", self.sum(|_, _, _| true).row());

@@ -87,7 +87,9 @@ pub(crate) fn step(attack: &dyn Attack, rng: &mut Rng) {
         60 if rng.below(8) == 0 => attack.handshake(rng),
         _ => {
             let fd = shared.fd(rng);
-            call(libc::SYS_fcntl, [fd, rng.of(&[1, 2, 3, 4]), rng.below(2), 0, 0, 0]);
+            // Never without O_NONBLOCK: nobody would wake who reads.
+            let (what, value) = rng.of(&[(1, 0), (2, 0), (2, 1), (3, 0), (4, libc::O_NONBLOCK as u64)]);
+            call(libc::SYS_fcntl, [fd, what, value, 0, 0, 0]);
         }
     }
 }
