@@ -14,7 +14,7 @@ use vfio::{Context, Vfio};
 use crate::assemble::{self, Placed, Storage};
 use crate::drivers::Drivers;
 use crate::errors::Errors;
-use crate::lab::{Lab, LabError};
+use crate::lab::{ContainerServer, Lab, LabError};
 use crate::sysfs;
 use crate::tree::{Node, Tree};
 use crate::unbind::Removals;
@@ -26,7 +26,7 @@ pub enum FileKind {
     VfioContainer,
     /// `/dev/vfio/N`.
     VfioGroup,
-    /// A device that a group gave out.
+    /// A device: one that a group gave out, or an open `/dev/vfio/devices/vfioN`.
     VfioDevice,
     /// `/dev/iommu`.
     Iommufd,
@@ -45,7 +45,7 @@ pub struct Host {
     pub(crate) placed: Placed,
     pub(crate) board: Board,
     pub(crate) vfio: Vfio,
-    iommufd: Iommufd,
+    pub(crate) iommufd: Iommufd,
     pub(crate) drivers: Drivers,
     pub(crate) storage: Box<dyn Storage>,
     platform: Arc<dyn Platform>,
@@ -64,6 +64,8 @@ impl Host {
         let options = vfio::Options {
             address_width: lab.iommu.address_width,
             interrupt_remapping: lab.iommu.interrupt_remapping,
+            dirty_tracking: lab.iommu.dirty_tracking,
+            pasid_bits: lab.iommu.pasid_bits,
             ..lab.vfio.clone()
         };
         let vfio = Vfio::new(Arc::clone(&platform), options);
@@ -86,6 +88,10 @@ impl Host {
             errors: Errors::default(),
             generation: 0,
         };
+        let functions: Vec<Address> = host.board.fabric.functions().map(|(address, _)| address).collect();
+        for address in functions {
+            host.vfio.driver_bound(address, &host.board);
+        }
         host.take_ids()?;
         host.enable_initial_vfs()?;
         host.plan_errors()?;
@@ -108,7 +114,8 @@ impl Host {
     #[must_use]
     pub fn tree(&self) -> Tree {
         let facts = sysfs::Facts {
-            vfio: &self.lab.vfio,
+            vfio: &self.vfio,
+            options: &self.lab.vfio,
             address_width: self.lab.iommu.address_width,
             drivers: self.drivers.names(),
             errors: &self.errors.service,
@@ -138,6 +145,10 @@ impl Host {
     pub fn open(&mut self, node: Node, caller: &dyn Caller) -> Result<FileId, Errno> {
         let file = self.ids.allocate();
         let kind = match node {
+            Node::VfioContainer if self.lab.container == ContainerServer::Iommufd => {
+                self.iommufd.open(file, true);
+                FileKind::Iommufd
+            }
             Node::VfioContainer => {
                 self.vfio.open_container(file);
                 FileKind::VfioContainer
@@ -146,6 +157,10 @@ impl Host {
                 let (vfio, mut cx) = self.vfio_call(caller);
                 vfio.open_group(file, group, &mut cx)?;
                 FileKind::VfioGroup
+            }
+            Node::VfioCdev(number) => {
+                self.vfio.open_cdev(file, number, &self.board)?;
+                FileKind::VfioDevice
             }
             Node::Iommufd => {
                 self.iommufd.open(file, false);
@@ -234,7 +249,7 @@ impl Host {
     pub fn release(&mut self, file: FileId) {
         match self.kind(file) {
             Some(FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice) => {
-                self.vfio.release(file, &mut self.board);
+                self.vfio.release(file, &mut self.board, &mut self.iommufd);
             }
             Some(FileKind::Iommufd | FileKind::IommufdObject) => self.iommufd.release(file),
             None => {}

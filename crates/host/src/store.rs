@@ -184,6 +184,7 @@ impl Host {
         self.vfio.check_bind(address, &driver, &self.board)?;
         self.board.slots.entry(address).or_default().driver = Some(driver);
         self.save_for_driver(address);
+        self.vfio.driver_bound(address, &self.board);
         Ok(())
     }
 
@@ -238,7 +239,7 @@ impl Host {
                 ..Slot::default()
             };
             self.board.slots.insert(vf, slot);
-            self.vfio.function_added(vf, &self.board);
+            self.vfio.function_added(vf, &self.board, &mut self.iommufd);
             if autoprobe {
                 // A VF that its driver refuses is there all the same, unbound.
                 let _ = self.attach(vf, None);

@@ -10,17 +10,19 @@ use pci::aer::spec::{CORRECTABLE_NAMES, UNCORRECTABLE_NAMES};
 use pci::recovery::ErrorService;
 use pci::{Address, Function, PortType};
 
-use crate::tree::{Node, Tree};
+use crate::tree::{NODE_DEVICE, Node, Tree};
 
 const DEVICES: &str = "/sys/devices";
 const BUS: &str = "/sys/bus/pci";
 const GROUPS: &str = "/sys/kernel/iommu_groups";
+const CDEVS: &str = "/sys/class/vfio-dev";
 const IOMMU: &str = "/sys/devices/virtual/iommu/dmar0";
 
 /// What sysfs shows besides the board.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts<'a> {
-    pub(crate) vfio: &'a vfio::Options,
+    pub(crate) vfio: &'a vfio::Vfio,
+    pub(crate) options: &'a vfio::Options,
     pub(crate) address_width: u8,
     pub(crate) drivers: &'a [String],
     pub(crate) errors: &'a ErrorService,
@@ -29,16 +31,21 @@ pub(crate) struct Facts<'a> {
 /// The tree of a board.
 pub(crate) fn tree(board: &Board, facts: &Facts<'_>) -> Tree {
     let mut tree = Tree::default();
-    for own in [BUS, GROUPS, "/sys/class/iommu", "/sys/class/vfio", "/sys/devices/virtual/vfio", IOMMU, "/dev/vfio"] {
+    for own in
+        [BUS, GROUPS, "/sys/class/iommu", "/sys/class/vfio", CDEVS, "/sys/devices/virtual/vfio", IOMMU, "/dev/vfio"]
+    {
         tree.own(own);
     }
     bus(&mut tree, facts);
-    modules(&mut tree, facts.vfio);
+    modules(&mut tree, facts.options);
     iommu(&mut tree, facts.address_width);
     tree.device("/dev/vfio/vfio", Node::VfioContainer);
     tree.device("/dev/iommu", Node::Iommufd);
     for (address, function) in board.fabric.functions() {
         add_function(&mut tree, board, facts, address, function);
+        if let Some(number) = facts.vfio.cdev_number(address).filter(|_| !board.is_leaving(address)) {
+            add_cdev(&mut tree, &path(board, address), number);
+        }
     }
     tree
 }
@@ -235,6 +242,20 @@ fn add_function(tree: &mut Tree, board: &Board, facts: &Facts<'_>, address: Addr
         }
     }
     sriov(tree, board, address, function, &dir);
+}
+
+/// GRP-047, GRP-058, GRP-059
+fn add_cdev(tree: &mut Tree, device: &str, number: u32) {
+    let name = format!("vfio{number}");
+    let dir = format!("{device}/vfio-dev/{name}");
+    let (major, minor) = NODE_DEVICE;
+    tree.text(format!("{dir}/dev"), format!("{major}:{minor}\n"));
+    let event = format!("MAJOR={major}\nMINOR={minor}\nDEVNAME=vfio/devices/{name}\n");
+    tree.attribute(format!("{dir}/uevent"), Some(event));
+    tree.link(&format!("{dir}/device"), device);
+    tree.link(&format!("{dir}/subsystem"), CDEVS);
+    tree.link(&format!("{CDEVS}/{name}"), &dir);
+    tree.device(&format!("/dev/vfio/devices/{name}"), Node::VfioCdev(number));
 }
 
 /// GRP-045, ERR-057

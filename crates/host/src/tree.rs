@@ -13,9 +13,15 @@ pub enum Node {
     VfioContainer,
     /// `/dev/vfio/N` (API-034).
     VfioGroup(u32),
+    /// `/dev/vfio/devices/vfioN` (API-102).
+    VfioCdev(u32),
     /// `/dev/iommu` (IOMMUFD-1.1).
     Iommufd,
 }
+
+/// Major and minor number that `dev` attributes tell for every node: those of
+/// `/dev/null`, which front doors put in the place of nodes (GRP-059).
+pub const NODE_DEVICE: (u32, u32) = (1, 3);
 
 /// What stands at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -147,7 +147,7 @@ impl Host {
         }
         removal.ask_at = None;
         self.set_locked(address, false);
-        self.vfio.driver_unbound(address, &self.board);
+        self.vfio.driver_unbound(address, &self.board, &mut self.iommufd);
         self.changed();
         true
     }

@@ -110,14 +110,14 @@ impl Context {
 
 impl Iommufd {
     /// One more reference to a context (IOMMUFD-2.6).
-    pub(crate) fn get_context(&mut self, id: ContextId) {
+    pub fn get_context(&mut self, id: ContextId) {
         if let Some(context) = self.contexts.get_mut(&id) {
             context.references += 1;
         }
     }
 
     /// One reference fewer; with the last, all objects go (IOMMUFD-2.7).
-    pub(crate) fn put_context(&mut self, id: ContextId) {
+    pub fn put_context(&mut self, id: ContextId) {
         let Some(context) = self.contexts.get_mut(&id) else { return };
         context.references = context.references.saturating_sub(1);
         if context.references > 0 {

@@ -22,6 +22,25 @@ pub(crate) fn read<T: FromBytes + IntoBytes>(caller: &dyn Caller, arg: u64, mins
     Ok(value)
 }
 
+/// Checks that what the caller provides behind the structure of `size` bytes
+/// is zero: `E2BIG`, `EFAULT`.
+pub(crate) fn check_tail(caller: &dyn Caller, arg: u64, size: usize, argsz: u32) -> Result<(), Errno> {
+    const PAGE: u64 = 4096;
+    let end = u64::from(argsz);
+    let mut at = size as u64;
+    while at < end {
+        // Never into a page that may not be there.
+        let address = arg.checked_add(at).ok_or(Errno::EFAULT)?;
+        let mut part = vec![0; (PAGE - address % PAGE).min(end - at) as usize];
+        caller.read(address, &mut part)?;
+        if part.iter().any(|byte| *byte != 0) {
+            return Err(Errno::E2BIG);
+        }
+        at += part.len() as u64;
+    }
+    Ok(())
+}
+
 /// Copies a whole value without argsz from `arg`; `EFAULT`.
 pub(crate) fn read_plain<T: FromBytes + IntoBytes>(caller: &dyn Caller, arg: u64) -> Result<T, Errno> {
     let mut value = T::new_zeroed();

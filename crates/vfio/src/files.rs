@@ -4,21 +4,16 @@
 
 use ::device::Board;
 use caller::{Capability, FileId, Reply};
+use iommufd::{ContextId, Iommufd};
 use pci::Address;
 use uapi::Errno;
 use uapi::vfio::group::{GET_DEVICE_FD, GET_STATUS, NAME_MAX, SET_CONTAINER, Status, StatusFlags, UNSET_CONTAINER};
 
+use crate::binding::Around;
 use crate::container::Surroundings;
-use crate::group::Group;
+use crate::group::{Group, Holder};
 use crate::ownership::Kind;
 use crate::{Context, Vfio, args};
-
-/// Whether a device of the group is bound through its own node (API-036).
-/// There are no such nodes yet.
-fn group_busy_by_cdev(group: u32) -> bool {
-    let _ = group;
-    false
-}
 
 impl Vfio {
     pub(crate) fn container_ioctl(
@@ -48,7 +43,7 @@ impl Vfio {
         if kind == Kind::NoIommu && !cx.caller.capable(Capability::SysRawio) {
             return Err(Errno::EPERM);
         }
-        if group_busy_by_cdev(group) {
+        if self.bindings.has_cdev(group) {
             return Err(Errno::EBUSY);
         }
         self.groups.open(file, group, kind)
@@ -65,7 +60,7 @@ impl Vfio {
         match request {
             GET_STATUS => self.get_status(file, arg, cx).map(done),
             SET_CONTAINER => self.set_container(file, arg, cx).map(done),
-            UNSET_CONTAINER => self.unset_container(file, cx.board).map(done),
+            UNSET_CONTAINER => self.unset_container(file, cx.board, cx.iommufd).map(done),
             GET_DEVICE_FD => self.get_device_fd(file, arg, cx).map(Reply::NewFile),
             _ => Err(Errno::ENOTTY),
         }
@@ -89,13 +84,18 @@ impl Vfio {
         }
         let flags = if group.container.is_some() {
             StatusFlags::CONTAINER_SET | StatusFlags::VIABLE
-        } else if self.table.kernel_owns_dma(cx.board, group.number) {
+        } else if self.dma_is_owned(group.number, cx.board) {
             StatusFlags::empty()
         } else {
             StatusFlags::VIABLE
         };
         status.flags = flags.bits();
         args::write_prefix(cx.caller, arg, &status, size_of::<Status>())
+    }
+
+    /// Whether a kernel driver or a context owns the group's DMA.
+    fn dma_is_owned(&self, group: u32, board: &Board) -> bool {
+        self.table.kernel_owns_dma(board, group) || self.bindings.in_group(group).next().is_some()
     }
 
     /// API-042, API-043
@@ -110,9 +110,15 @@ impl Vfio {
             return Err(Errno::ENODEV);
         }
         let (number, kind) = (group.number, group.kind);
-        let Some((id, container)) = other.and_then(|id| Some((id, self.containers.get_mut(&id)?))) else {
-            return Err(Errno::EBADFD);
-        };
+        let other = other.ok_or(Errno::EBADFD)?;
+        if let Some(context) = cx.iommufd.context(other) {
+            return self.set_iommufd(file, kind, context, cx);
+        }
+        let owned = self.bindings.in_group(number).next().is_some();
+        let (id, container) = (other, self.containers.get_mut(&other).ok_or(Errno::EBADFD)?);
+        if owned {
+            return Err(Errno::EPERM); // devices opened through an iommufd before
+        }
         let mut around = Surroundings {
             options: &self.options,
             table: &self.table,
@@ -122,22 +128,36 @@ impl Vfio {
         };
         container.attach(file, number, kind, &mut around)?;
         if let Some(group) = self.groups.get_mut(file) {
-            group.container = Some(id);
+            group.container = Some(Holder::Container(id));
         }
         tracing::debug!(name: "vfio.set_container", group = number, container = id.0);
         Ok(())
     }
 
-    /// API-046
-    fn unset_container(&mut self, file: FileId, board: &Board) -> Result<(), Errno> {
+    /// The group's container is an iommufd (API-023, API-040).
+    fn set_iommufd(&mut self, file: FileId, kind: Kind, context: ContextId, cx: &mut Context<'_>) -> Result<(), Errno> {
+        match kind {
+            Kind::NoIommu => cx.iommufd.set_noiommu(context)?,
+            Kind::Iommu => cx.iommufd.create_compat_ioas(context)?,
+        }
+        if let Some(group) = self.groups.get_mut(file) {
+            group.container = Some(Holder::Iommufd(context));
+            cx.iommufd.get_context(context);
+        }
+        tracing::debug!(name: "vfio.set_iommufd", group_file = file.0);
+        Ok(())
+    }
+
+    /// API-046. Who leaves an iommufd takes no look at open devices.
+    fn unset_container(&mut self, file: FileId, board: &Board, iommufd: &mut Iommufd) -> Result<(), Errno> {
         let group = self.group(file)?;
         if group.container.is_none() {
             return Err(Errno::EINVAL);
         }
-        if group.has_open_devices() {
+        if group.own_container().is_some() && group.has_open_devices() {
             return Err(Errno::EBUSY);
         }
-        self.detach_container(file, board);
+        self.detach_container(file, board, iommufd);
         Ok(())
     }
 
@@ -156,7 +176,10 @@ impl Vfio {
         self.devices.check_options(device, &name, cx.board)?;
         let group = self.group(file)?;
 
-        let container = group.container.and_then(|id| self.containers.get(&id)).ok_or(Errno::EINVAL)?;
+        let container = match group.container.ok_or(Errno::EINVAL)? {
+            Holder::Iommufd(context) => return self.open_through_iommufd(file, device, context, &name, cx),
+            Holder::Container(id) => self.containers.get(&id).ok_or(Errno::EINVAL)?,
+        };
         if !container.has_iommu() {
             return Err(Errno::EINVAL);
         }
@@ -170,8 +193,57 @@ impl Vfio {
         Ok(new)
     }
 
-    fn detach_container(&mut self, file: FileId, board: &Board) {
-        let Some(id) = self.groups.get_mut(file).and_then(|group| group.container.take()) else { return };
+    /// A device of a group whose container is an iommufd: the first open binds
+    /// it and attaches it to the IOAS of the context's VFIO calls.
+    fn open_through_iommufd(
+        &mut self,
+        file: FileId,
+        device: Address,
+        context: ContextId,
+        name: &str,
+        cx: &mut Context<'_>,
+    ) -> Result<FileId, Errno> {
+        let kind = self.group(file)?.kind;
+        let first = !self.devices.is_open(device);
+        if first && kind == Kind::NoIommu {
+            // Translation must not be expected where there is none.
+            if !cx.caller.capable(Capability::SysRawio) || cx.iommufd.compat_ioas(context).is_ok() {
+                return Err(Errno::EPERM);
+            }
+        }
+        let bind = first && kind == Kind::Iommu;
+        if bind {
+            let around = Around { options: &self.options, table: &self.table, board: cx.board };
+            self.bindings.bind(device, context, false, &around, cx.iommufd)?;
+        }
+        let new = cx.files.allocate();
+        let opened = self.devices.open(new, device, name, cx).and_then(|()| {
+            if !bind {
+                return Ok(());
+            }
+            let attached =
+                cx.iommufd.compat_ioas(context).and_then(|ioas| self.bindings.attach(device, None, ioas.0, cx.iommufd));
+            attached.map(drop).inspect_err(|_| {
+                self.devices.release(new, cx.board);
+            })
+        });
+        if let Err(errno) = opened {
+            if bind {
+                self.bindings.unbind(device, cx.iommufd);
+            }
+            return Err(errno);
+        }
+        self.groups.device_opened(file, device);
+        tracing::debug!(name: "vfio.get_device_fd", device = %device, file = new.0);
+        Ok(new)
+    }
+
+    fn detach_container(&mut self, file: FileId, board: &Board, iommufd: &mut Iommufd) {
+        let id = match self.groups.get_mut(file).and_then(|group| group.container.take()) {
+            None => return,
+            Some(Holder::Iommufd(context)) => return iommufd.put_context(context),
+            Some(Holder::Container(id)) => id,
+        };
         let Some(container) = self.containers.get_mut(&id) else { return };
         container.detach(file, &self.table, &self.locked, board);
         if container.is_gone() {
@@ -180,7 +252,7 @@ impl Vfio {
         tracing::debug!(name: "vfio.unset_container", group_file = file.0, container = id.0);
     }
 
-    pub(crate) fn file_release(&mut self, file: FileId, board: &mut Board) {
+    pub(crate) fn file_release(&mut self, file: FileId, board: &mut Board, iommufd: &mut Iommufd) {
         if let Some(container) = self.containers.get_mut(&file) {
             container.close();
             if container.is_gone() {
@@ -188,35 +260,41 @@ impl Vfio {
             }
         } else if self.groups.get(file).is_some() {
             if self.groups.close(file) {
-                self.close_group(file, board);
+                self.close_group(file, board, iommufd);
             }
-        } else if let Some(device) = self.devices.release(file, board)
-            && let Some(group) = self.groups.device_closed(device)
-        {
-            self.close_group(group, board);
+        } else if let Some(device) = self.devices.release(file, board) {
+            self.bindings.unbind(device, iommufd);
+            if let Some(group) = self.groups.device_closed(device) {
+                self.close_group(group, board, iommufd);
+            }
         }
+        self.cdevs.remove(file);
     }
 
     /// API-055
-    fn close_group(&mut self, file: FileId, board: &Board) {
-        self.detach_container(file, board);
+    fn close_group(&mut self, file: FileId, board: &Board, iommufd: &mut Iommufd) {
+        self.detach_container(file, board, iommufd);
         self.groups.remove(file);
     }
 
-    pub(crate) fn group_function_added(&self, address: Address, board: &Board) {
-        let group = self.table.group_of(board, address).and_then(|number| self.groups.by_number(number));
-        if let Some(container) = group.and_then(|(_, group)| self.containers.get(&group.container?)) {
+    pub(crate) fn group_function_added(&self, address: Address, board: &Board, iommufd: &mut Iommufd) {
+        let Some(number) = self.table.group_of(board, address) else { return };
+        let group = self.groups.by_number(number);
+        if let Some(container) = group.and_then(|(_, group)| self.containers.get(&group.own_container()?)) {
             container.function_added(address, board);
+        }
+        if let Some(endpoint) = board.endpoint(address) {
+            iommufd.group_member_added(u64::from(number), &endpoint.requester);
         }
     }
 
-    pub(crate) fn group_driver_unbound(&mut self, address: Address, board: &Board) {
+    pub(crate) fn group_driver_unbound(&mut self, address: Address, board: &Board, iommufd: &mut Iommufd) {
         let Some(number) = self.table.group_of(board, address) else { return };
         if !self.table.vfio_devices(board, number).is_empty() {
             return;
         }
         if let Some(file) = self.groups.lose(number) {
-            self.detach_container(file, board);
+            self.detach_container(file, board, iommufd);
         }
     }
 }

@@ -8,10 +8,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use caller::FileId;
+use iommufd::ContextId;
 use pci::Address;
 use uapi::Errno;
 
 use crate::ownership::Kind;
+
+/// What a group's container is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// `/dev/vfio/vfio`.
+    Container(FileId),
+    /// `/dev/iommu`, or `/dev/vfio/vfio` served by iommufd (API-023).
+    Iommufd(ContextId),
+}
 
 /// An open group file.
 #[derive(Debug)]
@@ -21,7 +31,7 @@ pub(crate) struct Group {
     /// What stands behind it.
     pub(crate) kind: Kind,
     /// The container that it is in.
-    pub(crate) container: Option<FileId>,
+    pub(crate) container: Option<Holder>,
     /// Devices opened through it.
     devices: BTreeSet<Address>,
     /// Its last VFIO device was unbound: the node is gone, and a new one of
@@ -34,6 +44,14 @@ impl Group {
     /// Whether requests still find the IOMMU group.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost
+    }
+
+    /// The container, if it is one of VFIO's own.
+    pub(crate) fn own_container(&self) -> Option<FileId> {
+        match self.container? {
+            Holder::Container(file) => Some(file),
+            Holder::Iommufd(_) => None,
+        }
     }
 
     /// Whether a device opened through the group is still open: then it cannot

@@ -5,15 +5,17 @@
 //! open file; what it knows of the caller comes through [`caller::Caller`].
 //!
 //! Inside: `container` (`/dev/vfio/vfio`) holds groups and a backend, `type1`
-//! is the backend, `group` (`/dev/vfio/N`) is an open group, `ownership` knows
+//! is the backend, `cdev` (`/dev/vfio/devices/vfioN`) is a device's own node,
+//! `binding` knows which devices belong to contexts of `/dev/iommu`, `group` (`/dev/vfio/N`) is an open group, `ownership` knows
 //! which drivers stand in a group's way, `device` is what a program does with
 //! an open device, `args` how structures are passed.
 //!
-//! Not here: the PowerPC backend, emulated (mdev) groups, and containers that
-//! are an iommufd.
+//! Not here: the PowerPC backend and emulated (mdev) groups.
 #![forbid(unsafe_code)]
 
 mod args;
+mod binding;
+mod cdev;
 mod container;
 mod device;
 mod files;
@@ -31,10 +33,12 @@ use std::sync::Arc;
 
 use ::device::{Board, DeviceFile, Driver, ResetKind};
 use caller::{Accounts, Caller, FileId, FileIds, Parking, Platform, Reply, WatchId};
-use iommufd::Iommufd;
+use iommufd::{ContextId, Iommufd};
 use pci::Address;
 use uapi::Errno;
 
+use binding::Bindings;
+use cdev::Cdevs;
 use container::Container;
 use device::Devices;
 use group::Groups;
@@ -63,6 +67,10 @@ pub struct Options {
     pub interrupt_remapping: bool,
     /// Whether the IOMMU enforces cache coherency (DMA_CC).
     pub cache_coherency: bool,
+    /// Whether the IOMMU can tell which pages devices have written.
+    pub dirty_tracking: bool,
+    /// Bits of a PASID that the IOMMU takes, at most 20; 0: none.
+    pub pasid_bits: u8,
 }
 
 impl Default for Options {
@@ -77,6 +85,8 @@ impl Default for Options {
             address_width: 48,
             interrupt_remapping: true,
             cache_coherency: true,
+            dirty_tracking: true,
+            pasid_bits: 20,
         }
     }
 }
@@ -89,6 +99,8 @@ pub struct Vfio {
     containers: BTreeMap<FileId, Container>,
     groups: Groups,
     devices: Devices,
+    cdevs: Cdevs,
+    bindings: Bindings,
     locked: Accounts,
 }
 
@@ -115,6 +127,8 @@ impl Vfio {
             containers: BTreeMap::new(),
             groups: Groups::default(),
             devices: Devices::new(platform, &options),
+            cdevs: Cdevs::default(),
+            bindings: Bindings::default(),
             locked: Accounts::new(options.unlimited_memlock),
             options,
         }
@@ -144,8 +158,12 @@ impl Vfio {
             self.container_ioctl(file, request, arg, cx)
         } else if self.groups.get(file).is_some() {
             self.group_ioctl(file, request, arg, cx)
+        } else if let Some(done) = self.cdev_ioctl(file, request, arg, cx) {
+            done
         } else {
-            self.devices.ioctl(file, request, arg, cx, &(&self.groups, &self.table))
+            let facts =
+                Facts { groups: &self.groups, table: &self.table, cdevs: &self.cdevs, bindings: &self.bindings };
+            self.devices.ioctl(file, request, arg, cx, &facts)
         }
     }
 
@@ -166,7 +184,7 @@ impl Vfio {
     /// Whether `mmap(len, shared, offset)` of a file is allowed; `ENODEV` if it
     /// is none of a device.
     pub fn mmap(&self, file: FileId, offset: u64, len: u64, shared: bool, board: &Board) -> Result<(), Errno> {
-        if self.devices.is_device(file) {
+        if self.devices.is_device(file) || self.cdevs.get(file).is_some() {
             self.devices.mmap(file, offset, len, shared, board)
         } else {
             Err(Errno::ENODEV)
@@ -174,8 +192,8 @@ impl Vfio {
     }
 
     /// The last descriptor and mapping of a file are gone.
-    pub fn release(&mut self, file: FileId, board: &mut Board) {
-        self.file_release(file, board);
+    pub fn release(&mut self, file: FileId, board: &mut Board, iommufd: &mut Iommufd) {
+        self.file_release(file, board, iommufd);
     }
 
     /// A watched event was signalled.
@@ -187,20 +205,20 @@ impl Vfio {
     /// descriptor from.
     #[must_use]
     pub fn device_file(&self, file: FileId) -> Option<Arc<dyn DeviceFile>> {
-        self.devices.device_file(file)
+        self.cdevs.get(file).map(|cdev| Arc::clone(&cdev.file)).or_else(|| self.devices.device_file(file))
     }
 
     /// The device that a file is of, for what Linux tells in
     /// `/proc/PID/fdinfo` (API-124).
     #[must_use]
     pub fn device_address(&self, file: FileId) -> Option<Address> {
-        self.devices.address(file)
+        self.cdevs.get(file).map(|cdev| cdev.address).or_else(|| self.devices.address(file))
     }
 
-    /// Whether a program has the device open.
+    /// Whether a program has the device open, or its node.
     #[must_use]
     pub fn is_open(&self, address: Address) -> bool {
-        self.devices.is_open(address)
+        self.devices.is_open(address) || self.cdevs.is_open(address)
     }
 
     /// Asks the device's user to give it back, by the REQ eventfd; whether it
@@ -220,22 +238,26 @@ impl Vfio {
     /// of its own in a group that VFIO owns (GRP-029).
     pub fn check_bind(&self, address: Address, driver: &Driver, board: &Board) -> Result<(), Errno> {
         let group = self.table.group_of(board, address);
-        let owned = group.and_then(|n| self.groups.by_number(n)).is_some_and(|(_, group)| group.container.is_some());
+        let contained = |(_, group): (FileId, &group::Group)| group.own_container().is_some();
+        let owned = group.is_some_and(|n| {
+            self.groups.by_number(n).is_some_and(contained) || self.bindings.in_group(n).next().is_some()
+        });
         if owned && ownership::owns_dma(driver) { Err(Errno::EBUSY) } else { Ok(()) }
     }
 
-    /// A function was plugged in. If its group is in a container, its DMA goes
-    /// through the container's mappings from now on.
-    pub fn function_added(&self, address: Address, board: &Board) {
-        self.group_function_added(address, board);
+    /// A function was plugged in. If its group is in a container or bound to an
+    /// iommufd, its DMA goes through the mappings of that from now on.
+    pub fn function_added(&self, address: Address, board: &Board, iommufd: &mut Iommufd) {
+        self.group_function_added(address, board, iommufd);
     }
 
     /// vfio-pci was unbound from a function, which no program has open. If it
     /// was the group's last, the group's node is gone: an open file of it
     /// leaves its container and answers `ENODEV` from now on.
-    pub fn driver_unbound(&mut self, address: Address, board: &Board) {
+    pub fn driver_unbound(&mut self, address: Address, board: &Board, iommufd: &mut Iommufd) {
         self.devices.unbound(address);
-        self.group_driver_unbound(address, board);
+        self.cdev_driver_unbound(address);
+        self.group_driver_unbound(address, board, iommufd);
     }
 
     /// The hardware has reset a function behind VFIO's back. Whether a program
@@ -261,13 +283,33 @@ impl Vfio {
     }
 }
 
-/// What a device's hot reset asks about groups.
-impl device::GroupFacts for (&Groups, &GroupTable) {
+/// What a device's hot reset asks about groups and contexts.
+struct Facts<'a> {
+    groups: &'a Groups,
+    table: &'a GroupTable,
+    cdevs: &'a Cdevs,
+    bindings: &'a Bindings,
+}
+
+impl device::GroupFacts for Facts<'_> {
     fn group_of(&self, board: &Board, address: Address) -> Option<u32> {
-        self.1.group_of(board, address)
+        self.table.group_of(board, address)
     }
 
     fn group_of_file(&self, file: FileId) -> Option<u32> {
-        self.0.get(file).map(|group| group.number)
+        self.groups.get(file).map(|group| group.number)
+    }
+
+    fn context_of_cdev(&self, file: FileId) -> Option<ContextId> {
+        let address = self.cdevs.get(file)?.address;
+        self.bindings.get(address).map(|bound| bound.context)
+    }
+
+    fn dev_id(&self, board: &Board, address: Address, context: ContextId) -> Option<u32> {
+        if let Some(bound) = self.bindings.get(address).filter(|bound| bound.context == context) {
+            return Some(bound.id.0);
+        }
+        let group = self.table.group_of(board, address)?;
+        self.bindings.in_group(group).any(|bound| bound.context == context).then_some(0)
     }
 }

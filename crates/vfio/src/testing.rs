@@ -239,6 +239,6 @@ impl Lab {
 
     /// Closes a file.
     pub(crate) fn release(&mut self, file: FileId) {
-        self.vfio.release(file, &mut self.board);
+        self.vfio.release(file, &mut self.board, &mut self.iommufd);
     }
 }

@@ -81,11 +81,22 @@ impl Running {
     }
 }
 
+/// What `dev` attributes say is what the stand-ins of nodes are (GRP-059).
+const _: () = assert!(
+    host::tree::NODE_DEVICE.0 == intercept::NODE_DEVICE.0 && host::tree::NODE_DEVICE.1 == intercept::NODE_DEVICE.1
+);
+
 impl intercept::Kernel for Running {
     fn open(&mut self, node: &intercept::Node, caller: &dyn Caller) -> Result<FileId, Errno> {
         let node = match node.0.strip_prefix("vfio/") {
             Some("vfio") => Node::VfioContainer,
-            Some(group) => Node::VfioGroup(group.parse().map_err(|_| Errno::ENOENT)?),
+            Some(name) => {
+                let number = |text: &str| text.parse().map_err(|_| Errno::ENOENT);
+                match name.strip_prefix("devices/vfio") {
+                    Some(cdev) => Node::VfioCdev(number(cdev)?),
+                    None => Node::VfioGroup(number(name)?),
+                }
+            }
             None if node.0 == "iommu" => Node::Iommufd,
             None => return Err(Errno::ENOENT),
         };
@@ -142,6 +153,7 @@ impl intercept::Kernel for Running {
                 Entry::Link(target) => tree.symlink(path, target),
                 Entry::Device(Node::VfioContainer) => tree.node("vfio/vfio"),
                 Entry::Device(Node::VfioGroup(group)) => tree.node(&format!("vfio/{group}")),
+                Entry::Device(Node::VfioCdev(number)) => tree.node(&format!("vfio/devices/vfio{number}")),
                 Entry::Device(Node::Iommufd) => tree.node("iommu"),
             }
         }

@@ -43,6 +43,32 @@ pub struct IommuSpec {
     /// `/proc/PID/status` shows what the lab has locked and pinned
     /// (IOMMUFD-7.2).
     pub process_figures: bool,
+    /// Page tables tell which pages devices have written.
+    pub dirty_tracking: bool,
+    /// Bits of a PASID that it takes, at most 20; 0: none.
+    pub pasid_bits: u8,
+}
+
+/// Who serves `/dev/vfio/vfio`: what Linux decides when it is built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ContainerServer {
+    /// VFIO's own containers.
+    #[default]
+    Type1,
+    /// iommufd (`CONFIG_IOMMUFD_VFIO_CONTAINER`, API-023).
+    Iommufd,
+}
+
+impl std::str::FromStr for ContainerServer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ContainerServer, String> {
+        match text {
+            "type1" => Ok(ContainerServer::Type1),
+            "iommufd" => Ok(ContainerServer::Iommufd),
+            _ => Err(format!("`{text}` is neither type1 nor iommufd")),
+        }
+    }
 }
 
 /// A whole lab.
@@ -52,6 +78,8 @@ pub struct Lab {
     pub iommu: IommuSpec,
     /// Module options of VFIO, `[vfio]`.
     pub vfio: vfio::Options,
+    /// Who serves `/dev/vfio/vfio`.
+    pub container: ContainerServer,
     /// `ids` of vfio-pci: `vendor:device[:sub:sub[:class[:mask]]]` in hex; such
     /// functions are vfio-pci's unless the lab says otherwise.
     pub ids: Vec<String>,
@@ -67,8 +95,16 @@ impl Default for Lab {
     /// A lab with an IOMMU and nothing plugged in.
     fn default() -> Lab {
         Lab {
-            iommu: IommuSpec { address_width: 48, interrupt_remapping: true, selftest: false, process_figures: false },
+            iommu: IommuSpec {
+                address_width: 48,
+                interrupt_remapping: true,
+                selftest: false,
+                dirty_tracking: true,
+                pasid_bits: 20,
+                process_figures: false,
+            },
             vfio: vfio::Options::default(),
+            container: ContainerServer::default(),
             ids: Vec::new(),
             ports: Vec::new(),
             devices: Vec::new(),
@@ -101,12 +137,20 @@ impl Lab {
                         .ok_or_else(|| LabError::new(&place, "`address_width` is 30 to 57 bits"))?;
                     lab.iommu.interrupt_remapping = section.take_or("interrupt_remapping", Switch(true))?.0;
                     lab.iommu.selftest = section.take_or("selftest", Switch(false))?.0;
+                    lab.iommu.dirty_tracking = section.take_or("dirty_tracking", Switch(true))?.0;
+                    let place = section.place_of("pasid_bits");
+                    let Number(bits) = section.take_or("pasid_bits", Number(20))?;
+                    lab.iommu.pasid_bits = u8::try_from(bits)
+                        .ok()
+                        .filter(|bits| *bits <= 20)
+                        .ok_or_else(|| LabError::new(&place, "`pasid_bits` is 0 to 20 bits"))?;
                     lab.iommu.process_figures = section.take_or("process_figures", Switch(false))?.0;
                     section.finish()?;
                 }
                 "[vfio]" => {
                     let ids: String = section.take_or("ids", String::new())?;
                     lab.ids = ids.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect();
+                    lab.container = section.take_or("container", ContainerServer::default())?;
                     lab.vfio = vfio_options(section)?;
                 }
                 "port" => lab.ports.push(PortSpec::decode(section)?),

@@ -250,6 +250,13 @@ pub struct DependentDevice {
     pub devfn: u8,
 }
 
+/// Flag of a [`HotResetInfo`]: its entries have ids in the caller's iommufd.
+pub const HOT_RESET_DEV_ID: u32 = 1;
+/// Flag of a [`HotResetInfo`]: all of them are the caller's.
+pub const HOT_RESET_DEV_ID_OWNED: u32 = 2;
+/// Id of a device that is not the caller's.
+pub const HOT_RESET_NOT_OWNED: u32 = u32::MAX;
+
 /// The fixed part of `struct vfio_pci_hot_reset`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

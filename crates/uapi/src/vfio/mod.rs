@@ -4,6 +4,7 @@
 //! One module per kind of file, for the same request number means different
 //! things on different kinds (API-002).
 
+pub mod cdev;
 pub mod container;
 pub mod device;
 pub mod group;

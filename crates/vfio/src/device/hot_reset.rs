@@ -9,9 +9,12 @@ use std::collections::BTreeSet;
 
 use ::device::{Board, Driver, ResetKind};
 use caller::{Caller, FileId};
+use iommufd::ContextId;
 use pci::{Address, cap};
 use uapi::Errno;
-use uapi::vfio::device::{DependentDevice, HotReset, HotResetInfo};
+use uapi::vfio::device::{
+    DependentDevice, HOT_RESET_DEV_ID, HOT_RESET_DEV_ID_OWNED, HOT_RESET_NOT_OWNED, HotReset, HotResetInfo,
+};
 use zerocopy::IntoBytes;
 
 use super::Devices;
@@ -23,6 +26,11 @@ pub(crate) trait GroupFacts {
     fn group_of(&self, board: &Board, address: Address) -> Option<u32>;
     /// The group that a file was opened for.
     fn group_of_file(&self, file: FileId) -> Option<u32>;
+    /// The context that a bound file of a device's own node belongs to.
+    fn context_of_cdev(&self, file: FileId) -> Option<ContextId>;
+    /// The id of a function that is bound to the context, 0 if only another one
+    /// of its group is; `None` if the context does not own it (HOT-013).
+    fn dev_id(&self, board: &Board, address: Address, context: ContextId) -> Option<u32>;
 }
 
 impl Devices {
@@ -46,9 +54,23 @@ impl Devices {
             args::write_prefix(cx.caller, arg, &info, size_of::<HotResetInfo>())?;
             return Err(Errno::ENOSPC);
         }
+        let context = groups.context_of_cdev(file);
+        if context.is_some() {
+            info.flags = HOT_RESET_DEV_ID | HOT_RESET_DEV_ID_OWNED;
+        }
+        let set = dev_set(cx.board, address);
         let mut devices = Vec::with_capacity(scope.len());
         for address in scope {
-            let group_id = groups.group_of(cx.board, address).ok_or(Errno::EPERM)?;
+            let group_id = match context {
+                None => groups.group_of(cx.board, address).ok_or(Errno::EPERM)?,
+                Some(context) => {
+                    let owned = set.contains(&address).then(|| groups.dev_id(cx.board, address, context)).flatten();
+                    if owned.is_none() {
+                        info.flags &= !HOT_RESET_DEV_ID_OWNED;
+                    }
+                    owned.unwrap_or(HOT_RESET_NOT_OWNED)
+                }
+            };
             let (segment, bus, devfn) = (address.segment, address.bus, address.devfn());
             devices.push(DependentDevice { group_id, segment, bus, devfn });
         }
@@ -67,19 +89,23 @@ impl Devices {
     ) -> Result<(), Errno> {
         let address = self.address(file).ok_or(Errno::EINVAL)?;
         let request: HotReset = args::read(cx.caller, arg, size_of::<HotReset>())?;
-        if request.flags != 0 || request.count == 0 {
-            return Err(Errno::EINVAL);
+        let context = groups.context_of_cdev(file);
+        if request.flags != 0 || (request.count == 0) != context.is_some() {
+            return Err(Errno::EINVAL); // HOT-017, HOT-018
         }
         let scope = cx.board.fabric.hot_reset_scope(address).map_err(|_| Errno::ENODEV)?;
         if request.count as usize > scope.len() {
             return Err(Errno::EINVAL);
         }
-        let owned = owned_groups(cx.caller, arg, request.count, groups)?;
+        let owned_groups = owned_groups(cx.caller, arg, request.count, groups)?;
         let set = dev_set(cx.board, address);
         if !scope.iter().all(|device| set.contains(device)) {
             return Err(Errno::EINVAL);
         }
-        let is_owned = |device: &Address| groups.group_of(cx.board, *device).is_some_and(|g| owned.contains(&g));
+        let is_owned = |device: &Address| match context {
+            Some(context) => groups.dev_id(cx.board, *device, context).is_some(),
+            None => groups.group_of(cx.board, *device).is_some_and(|g| owned_groups.contains(&g)),
+        };
         if !set.iter().all(is_owned) {
             return Err(Errno::EINVAL);
         }

@@ -96,14 +96,33 @@ impl Devices {
         cx: &mut Context<'_>,
     ) -> Result<(), Errno> {
         self.check_options(address, name, cx.board)?;
-        if cx.board.driver(address) != Some(&Driver::VfioPci) || cx.board.is_leaving(address) {
+        if cx.board.is_leaving(address) {
+            return Err(Errno::ENODEV);
+        }
+        self.open_device(file, address, None, cx.board)
+    }
+
+    /// Opens a device as `file`; the first time as what `shown` is, if that is
+    /// made already. As [`open`](Self::open).
+    pub(crate) fn open_device(
+        &mut self,
+        file: FileId,
+        address: Address,
+        shown: Option<Arc<dyn DeviceFile>>,
+        board: &mut Board,
+    ) -> Result<(), Errno> {
+        if board.driver(address) != Some(&Driver::VfioPci) {
             return Err(Errno::ENODEV);
         }
         if !self.open.contains_key(&address) {
+            let shown = match shown {
+                Some(shown) => shown,
+                None => self.make_file(address, board)?,
+            };
             let number = self.number(address)?;
-            let device = Device::open(address, number, cx.board, &*self.platform, &self.options)?;
+            let device = Device::open(address, number, shown, board, &*self.platform, &self.options)?;
             if device.is_virtual() {
-                self.tokens.add_user(address, cx.board);
+                self.tokens.add_user(address, board);
             }
             self.open.insert(address, device);
         }
@@ -112,6 +131,40 @@ impl Devices {
             self.files.insert(file, address);
         }
         Ok(())
+    }
+
+    /// A file in which the regions of a device lie where they do in all of its
+    /// files: `ENODEV`, `ENFILE`, `ENOMEM`.
+    pub(crate) fn make_file(&mut self, address: Address, board: &Board) -> Result<Arc<dyn DeviceFile>, Errno> {
+        board.endpoint(address).ok_or(Errno::ENODEV)?;
+        let layout = state::layout(self.number(address)?, board, address);
+        self.platform.device_files().create(&layout).map_err(|_| Errno::ENOMEM)
+    }
+
+    /// Checks a VF token that was given by itself: `EINVAL`, `EACCES`.
+    pub(crate) fn check_token(
+        &mut self,
+        address: Address,
+        token: Option<[u8; 16]>,
+        board: &Board,
+    ) -> Result<(), Errno> {
+        self.tokens.check(address, token, board)
+    }
+
+    /// Before a request that is none of the device's own.
+    pub(crate) fn wake(&mut self, address: Address, board: &mut Board) {
+        let now = self.now();
+        if let Some(device) = self.open.get_mut(&address) {
+            device.wake(board, now);
+        }
+    }
+
+    /// After it.
+    pub(crate) fn idle(&mut self, address: Address, board: &mut Board) {
+        let now = self.now();
+        if let Some(device) = self.open.get_mut(&address) {
+            device.idle(board, now);
+        }
     }
 
     /// `ENFILE` if there are no offsets left for one more device.
@@ -324,6 +377,6 @@ impl Devices {
 /// BIND_IOMMUFD on a file from a group: refused once its argument can be read
 /// (API-105).
 fn bind_from_group(arg: u64, cx: &Context<'_>) -> Result<Reply, Errno> {
-    crate::args::read_plain::<u32>(cx.caller, arg)?;
+    crate::cdev::read_bind(cx.caller, arg)?;
     Err(Errno::EINVAL)
 }

@@ -86,6 +86,7 @@ impl Device {
     pub(super) fn open(
         address: Address,
         number: u32,
+        file: Arc<dyn DeviceFile>,
         board: &mut Board,
         platform: &dyn Platform,
         options: &Options,
@@ -94,8 +95,6 @@ impl Device {
         let bars = claim_bars(board, address);
         let function = board.fabric.function_mut(address).ok_or(Errno::ENODEV)?;
         let sizes = bars.map(|bar| bar.size);
-        let layout = RegionLayout { base: uapi::region::offset(number, 0), mmap: bars.map(|bar| bar.mmap) };
-        let file = platform.device_files().create(&layout).map_err(|_| Errno::ENOMEM)?;
         let now = platform.now();
 
         // What a walk out of D3hot loses comes back.
@@ -279,6 +278,12 @@ impl Device {
 fn enables(function: &Function) -> u16 {
     let bars = function.spec().bars.iter().flatten();
     bars.fold(0, |command, bar| command | if bar.is_memory() { cap::COMMAND_MEMORY } else { cap::COMMAND_IO })
+}
+
+/// Where the regions of device `number` lie in its files.
+pub(super) fn layout(number: u32, board: &Board, address: Address) -> RegionLayout {
+    let mmap = claim_bars(board, address).map(|bar| bar.mmap);
+    RegionLayout { base: uapi::region::offset(number, 0), mmap }
 }
 
 /// What a program gets of each BAR (API-136). One that the host could give no

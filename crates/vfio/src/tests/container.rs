@@ -148,7 +148,7 @@ fn function_added_to_a_group_in_use() {
     t.map(RW, RAM, 0, PAGE).unwrap();
     for (group, expected) in [(7, true), (8, false)] {
         let endpoint = t.lab.add(group, "0000:03:00.0", None);
-        t.lab.vfio.function_added("0000:03:00.0".parse().unwrap(), &t.lab.board);
+        t.lab.vfio.function_added("0000:03:00.0".parse().unwrap(), &t.lab.board, &mut t.lab.iommufd);
         endpoint.requester.set_bus_master(true);
         assert_eq!(endpoint.requester.session().read(0, &mut [0]).is_ok(), expected);
         t.lab.vfio.table.remove_member("0000:03:00.0".parse().unwrap());

@@ -238,7 +238,7 @@ fn group_that_loses_its_devices() {
     let mut lab = Lab::with_group();
     let (container, group) = lab.container_with(7, 3);
     lab.bind(NVME, None);
-    lab.vfio.driver_unbound(NVME.parse().unwrap(), &lab.board);
+    lab.vfio.driver_unbound(NVME.parse().unwrap(), &lab.board, &mut lab.iommufd);
     assert_eq!(lab.ioctl(container, SET_IOMMU, 3), Err(Errno::EINVAL), "the group left");
     lab.bind(NVME, Some(Driver::VfioPci));
     assert_eq!(status(&mut lab, group), Err(Errno::ENODEV));

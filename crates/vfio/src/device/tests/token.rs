@@ -158,7 +158,7 @@ fn unbinding_forgets_the_token() {
     let mut vf = unopened();
     set_token(&mut vf.rig, TOKEN).unwrap();
     vf.rig.lab.release(vf.rig.file);
-    vf.rig.lab.vfio.driver_unbound(ADDRESS, &vf.rig.lab.board);
+    vf.rig.lab.vfio.driver_unbound(ADDRESS, &vf.rig.lab.board, &mut vf.rig.lab.iommufd);
     assert_eq!(vf.open(&format!(" vf_token={TOKEN}")), Err(Errno::EACCES));
 }
 
