@@ -20,6 +20,18 @@ pub fn vfuse_binary() -> PathBuf {
     binary
 }
 
+/// The library that makes a program's accesses to mapped BARs trap, which Cargo
+/// has built beside this test.
+///
+/// # Panics
+/// If it is not there.
+#[must_use]
+pub fn traps_library() -> PathBuf {
+    let library = vfuse_binary().with_file_name("examples").join("libtraps.so");
+    assert!(library.is_file(), "{} is missing: run `make build`", library.display());
+    library
+}
+
 /// Cargo's target directory, that of this test.
 pub(crate) fn target_directory() -> PathBuf {
     let test = env::current_exe().expect("a test has a path");

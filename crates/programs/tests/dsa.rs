@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The Data Streaming Accelerator under the drivers of Linux's VFIO selftests
+//! and of DPDK. Both read a status right behind the store of a command, and
+//! store each descriptor to the same address: so their accesses to BARs trap.
+
+use std::time::Duration;
+
+use programs::{Expected, HugePages, Outcome, Vfuse, Way, in_each_way, selftest};
+
+const BDF: &str = "0000:01:00.0";
+const MODES: [&str; 2] = ["vfio_type1_iommu", "vfio_type1v2_iommu"];
+
+fn accelerator(way: Way, keys: &str) -> Vfuse {
+    Vfuse::new(way).device(format!("dsa,addr=01:00.0,{keys}")).locks_memory().traps()
+}
+
+in_each_way! {
+    /// All of `vfio_pci_driver_test`: 1024 copies of 2 MiB each in 32 batches,
+    /// submitted to one address one right behind the other; interrupts; faults.
+    fn vfio_pci_driver_test(way) {
+        for mode in MODES {
+            let vfuse = accelerator(way, "max_transfer=2M,max_batch=32").limit(Duration::from_secs(120));
+            let report = selftest(&vfuse, "vfio_pci_driver_test", Some(mode), &["-v", mode, BDF]);
+            report.expect(way, "", &Expected { plan: 7, ..Expected::default() });
+        }
+    }
+}
+
+/// DPDK's test of DMA devices. It begins with DPDK's own software device, which
+/// is none of ours and late on a busy machine; it ends there then.
+fn dmadev_autotest(way: Way, options: &[&str]) -> Outcome {
+    let vfuse = accelerator(way, "queues=2,entries=32,engines=2").limit(Duration::from_secs(400));
+    // EAL keeps its lock files below the home or runtime directory.
+    let runtime = vfuse.place.path("");
+    let vfuse = vfuse.env("XDG_RUNTIME_DIR", &runtime.to_string_lossy()).env("DPDK_TEST", "dmadev_autotest");
+    let mut program = vec!["dpdk-test", "-l", "0", "--no-telemetry", "-a", BDF];
+    program.extend(options);
+    loop {
+        let outcome = vfuse.run(&program);
+        if !outcome.text.contains("Error performing API tests") {
+            return outcome;
+        }
+    }
+}
+
+/// Copies in bursts and one by one, fills, errors in the middle of batches.
+#[track_caller]
+fn moved_data(outcome: &Outcome) {
+    for queue in 0..2 {
+        outcome.said(&format!("### Test dmadev instance {queue} [{BDF}-q{queue}]"));
+        outcome.said(&format!("DMA Dev {queue}: Running error handling Tests"));
+        outcome.said(&format!("DMA Dev {queue}: Running fill Tests"));
+        assert!(!outcome.text.contains(&format!("failure for device {queue}")), "{}", outcome.text);
+    }
+    outcome.said("### Test dmadev instance 2 [dma_skeleton]");
+}
+
+/// The device reaches ordinary private pages.
+#[test]
+fn dpdk_moves_data_in_ordinary_pages() {
+    moved_data(&dmadev_autotest(Way::NobodyUserns, &["--no-huge", "-m", "64"]));
+}
+
+/// The device reaches huge pages of a memfd, without copies.
+#[test]
+fn dpdk_moves_data_in_huge_pages() {
+    let _pages = HugePages::reserve(128);
+    moved_data(&dmadev_autotest(Way::RootNamespaces, &["--in-memory", "--single-file-segments", "-m", "128"]));
+}
