@@ -16,6 +16,7 @@
 mod bench;
 mod container;
 mod device;
+mod dsa;
 mod fabric;
 mod ioat;
 mod lab;
@@ -37,12 +38,13 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "container", run: container::run, seeds: container::seeds },
     Target { name: "device", run: device::run, seeds: device::seeds },
     Target { name: "regions", run: regions::run, seeds: regions::seeds },
     Target { name: "nvme", run: nvme::run, seeds: nvme::seeds },
     Target { name: "ioat", run: ioat::run, seeds: ioat::seeds },
+    Target { name: "dsa", run: dsa::run, seeds: dsa::seeds },
     Target { name: "lab", run: lab::run, seeds: lab::seeds },
     Target { name: "sysfs", run: sysfs::run, seeds: sysfs::seeds },
     Target { name: "fabric", run: fabric::run, seeds: fabric::seeds },

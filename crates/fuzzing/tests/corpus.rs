@@ -83,4 +83,4 @@ macro_rules! targets {
         }
     };
 }
-targets!(container, device, regions, nvme, ioat, lab, sysfs, fabric);
+targets!(container, device, regions, nvme, ioat, dsa, lab, sysfs, fabric);
