@@ -21,7 +21,7 @@ in_each_way! {
         for mode in MODES {
             let vfuse = accelerator(way, "max_transfer=2M,max_batch=32").limit(Duration::from_secs(120));
             let report = selftest(&vfuse, "vfio_pci_driver_test", Some(mode), &["-v", mode, BDF]);
-            report.expect(way, "", &Expected { plan: 7, ..Expected::default() });
+            report.expect(way, "", &Expected::all(7));
         }
     }
 }
