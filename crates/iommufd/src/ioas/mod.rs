@@ -44,8 +44,10 @@ pub(crate) struct Ioas {
     domains: Vec<Domain>,
     reserved: Reserved,
     allowed: Allowed,
-    /// Accesses that use it, and the alignment that each asks for.
+    /// Accesses that use it, and the alignment that each asks for: a page or 1.
     accesses: BTreeMap<ObjectId, u64>,
+    /// How many ask for a page.
+    page_accesses: usize,
     huge_pages: bool,
     alignment: u64,
     /// What there is to say of areas that are no ordinary ones, by first IOVA.
@@ -63,6 +65,7 @@ impl Ioas {
             reserved: Reserved::default(),
             allowed: Allowed::default(),
             accesses: BTreeMap::new(),
+            page_accesses: 0,
             huge_pages: true,
             alignment: 1,
             special: BTreeMap::new(),
@@ -108,9 +111,8 @@ impl Ioas {
     /// Makes the alignment what domains, accesses and the option ask for:
     /// `EADDRINUSE` if an area does not conform to a higher one (IOMMUFD-4.5).
     fn update_alignment(&mut self, backing: &Backing) -> Result<(), Errno> {
-        let least = if self.huge_pages { 1 } else { PAGE };
-        let domains = self.domains.iter().map(Domain::smallest_page);
-        let alignment = domains.chain(self.accesses.values().copied()).fold(least, u64::max);
+        let least = if self.huge_pages && self.page_accesses == 0 { 1 } else { PAGE };
+        let alignment = self.domains.iter().map(Domain::smallest_page).fold(least, u64::max);
         if alignment > self.alignment {
             self.check_alignment(alignment, backing)?;
         }
@@ -138,15 +140,19 @@ impl Ioas {
         if self.accesses.len() >= Self::ACCESSES {
             return Err(Errno::EBUSY);
         }
+        self.page_accesses += usize::from(alignment == PAGE);
+        if let Err(errno) = self.update_alignment(backing) {
+            self.page_accesses -= usize::from(alignment == PAGE);
+            return Err(errno);
+        }
         self.accesses.insert(access, alignment);
-        self.update_alignment(backing).inspect_err(|_| {
-            self.accesses.remove(&access);
-        })
+        Ok(())
     }
 
     /// An access, which has nothing pinned, ends.
     pub(crate) fn remove_access(&mut self, access: ObjectId, backing: &Backing) {
-        self.accesses.remove(&access);
+        let alignment = self.accesses.remove(&access);
+        self.page_accesses -= usize::from(alignment == Some(PAGE));
         let _ = self.update_alignment(backing);
     }
 
