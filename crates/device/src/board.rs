@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pci::{Address, Fabric};
+use pci::{Address, Fabric, ResetMethod};
 
 use crate::Endpoint;
 
@@ -42,6 +42,9 @@ pub struct Slot {
     pub driver_override: Option<String>,
     /// `sriov_drivers_autoprobe` of sysfs: whether new VFs are probed.
     pub sriov_autoprobe: bool,
+    /// `reset_method` of sysfs: which methods a reset tries, in this order
+    /// (ERR-072); `None`: those that the function has.
+    pub reset_methods: Option<Vec<ResetMethod>>,
     /// A task that waits holds the device's lock: who only tries for it, as
     /// resets do, gets `EAGAIN`.
     pub locked: bool,
@@ -57,6 +60,7 @@ impl Default for Slot {
             driver: None,
             driver_override: None,
             sriov_autoprobe: true,
+            reset_methods: None,
             locked: false,
             leaving: false,
         }
@@ -77,6 +81,14 @@ impl Board {
     #[must_use]
     pub fn driver(&self, address: Address) -> Option<&Driver> {
         self.slots.get(&address)?.driver.as_ref()
+    }
+
+    /// The methods that a reset of the function tries, in order (ERR-068,
+    /// ERR-072).
+    #[must_use]
+    pub fn reset_methods(&self, address: Address) -> Vec<ResetMethod> {
+        let chosen = self.slots.get(&address).and_then(|slot| slot.reset_methods.clone());
+        chosen.unwrap_or_else(|| self.fabric.reset_methods(address))
     }
 
     /// Whether a task that waits holds the device's lock.

@@ -2,7 +2,7 @@
 //! Stores to sysfs attributes: binding drivers, enabling VFs, resets.
 
 use caller::Reply;
-use device::{Driver, ResetKind, Slot};
+use device::{Driver, Slot};
 use pci::Address;
 use uapi::Errno;
 
@@ -123,51 +123,59 @@ impl Host {
                 self.board.slots.entry(address).or_default().sriov_autoprobe = on;
             }
             "reset" => {
-                if text.trim() != "1" {
+                if number(text)? != 1 {
                     return Err(Errno::EINVAL);
                 }
-                if self.board.fabric.reset_methods(address).is_empty() {
+                if self.board.reset_methods(address).is_empty() {
                     return Err(Errno::ENOTTY);
                 }
                 if let Some(ticket) = self.wait_for_lock(address) {
                     return Ok(Some(ticket));
                 }
-                let now = self.now();
-                if let Some(endpoint) = self.board.endpoint(address) {
-                    endpoint.reset(ResetKind::FunctionLevel, now);
-                }
+                self.vfio.host_reset(address, &mut self.board)?;
             }
+            "reset_method" => self.choose_reset_methods(address, text)?,
             "reset_subordinate" => {
-                if text.trim() != "1" {
-                    return Err(Errno::EINVAL);
+                if number(text)? != 0 {
+                    self.reset_below(address)?;
                 }
-                self.reset_below(address)?;
             }
             _ => return Err(Errno::EACCES),
         }
         Ok(None)
     }
 
+    /// ERR-072: `EINVAL`, and nothing changed, for a name that is unknown or
+    /// that the function does not support, and for more than seven.
+    fn choose_reset_methods(&mut self, address: Address, text: &str) -> Result<(), Errno> {
+        const MOST: usize = 7;
+        let offered = self.board.fabric.reset_methods(address);
+        if offered.is_empty() {
+            return Err(Errno::EACCES);
+        }
+        let chosen = match text {
+            "default" => None,
+            "" => Some(Vec::new()),
+            _ => {
+                let names = text.split(' ').filter(|name| !name.is_empty()).map(str::trim);
+                let method = |name: &str| offered.iter().copied().find(|method| method.name() == name);
+                let methods: Option<Vec<_>> = names.map(method).collect();
+                Some(methods.filter(|methods| methods.len() <= MOST).ok_or(Errno::EINVAL)?)
+            }
+        };
+        self.board.slots.entry(address).or_default().reset_methods = chosen;
+        Ok(())
+    }
+
     /// Resets the bus behind a bridge, with the configuration of each function
     /// saved before and restored after (GRP-042). `EAGAIN` while somebody holds
     /// the lock of one of them.
     fn reset_below(&mut self, bridge: Address) -> Result<(), Errno> {
-        if self.board.fabric.below(bridge).into_iter().any(|function| self.board.is_locked(function)) {
+        let below = self.board.fabric.below(bridge);
+        if below.iter().any(|function| self.board.is_locked(*function)) {
             return Err(Errno::EAGAIN);
         }
-        let fabric = &mut self.board.fabric;
-        let saved: Vec<_> =
-            fabric.below(bridge).into_iter().filter_map(|a| Some((a, fabric.function(a)?.save()))).collect();
-        let reset = fabric.secondary_bus_reset(bridge);
-        for (address, config) in &saved {
-            if let Some(function) = fabric.function_mut(*address) {
-                function.restore(config);
-            }
-        }
-        let now = self.now();
-        for endpoint in reset.into_iter().filter_map(|address| self.board.endpoint(address)) {
-            endpoint.reset(ResetKind::Bus, now);
-        }
+        self.vfio.host_reset_all(&below, &mut self.board);
         Ok(())
     }
 
@@ -247,4 +255,19 @@ impl Host {
         }
         Ok(())
     }
+}
+
+/// A number as `kstrtoul` with base 0 reads it: `EINVAL`.
+fn number(text: &str) -> Result<u64, Errno> {
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    let (digits, base) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(hex) => (hex, 16),
+        None if digits.len() > 1 && digits.starts_with('0') => (digits, 8),
+        None => (digits, 10),
+    };
+    // from_str_radix would take a sign.
+    if digits.starts_with(['+', '-']) {
+        return Err(Errno::EINVAL);
+    }
+    u64::from_str_radix(digits, base).map_err(|_| Errno::EINVAL)
 }

@@ -213,11 +213,12 @@ fn add_function(tree: &mut Tree, board: &Board, facts: &Facts<'_>, address: Addr
     }
 
     // GRP-041
-    let methods = board.fabric.reset_methods(address);
-    if !methods.is_empty() {
+    if !board.fabric.reset_methods(address).is_empty() {
+        let methods = board.reset_methods(address);
         let names: Vec<String> = methods.iter().map(ToString::to_string).collect();
+        let end = if names.is_empty() { "" } else { "\n" };
         tree.attribute(format!("{dir}/reset"), None);
-        tree.attribute(format!("{dir}/reset_method"), Some(names.join(" ") + "\n"));
+        tree.attribute(format!("{dir}/reset_method"), Some(names.join(" ") + end));
     }
 
     // GRP-042

@@ -111,6 +111,38 @@ fn resets_power_link_and_errors() {
     assert_eq!(store(&mut host, &format!("{DEVICE}/vendor"), "1\n"), Err(Errno::EACCES));
 }
 
+/// ERR-072, ERR-073: which resets there are, and which are tried.
+#[test]
+fn reset_methods_are_chosen() {
+    let mut host = one();
+    let (file, reset) = (format!("{DEVICE}/reset_method"), format!("{DEVICE}/reset"));
+    let shown = |host: &Host| text(&host.tree(), &file);
+    assert_eq!(shown(&host), "flr pm bus\n");
+    for (value, methods) in
+        [("bus", "bus\n"), ("pm  flr \n", "pm flr\n"), ("flr flr\n", "flr flr\n"), ("default\n", "flr pm bus\n")]
+    {
+        assert_eq!(store(&mut host, &file, value), Ok(value.len()));
+        assert_eq!(shown(&host), methods);
+        assert_eq!(store(&mut host, &reset, "1"), Ok(1));
+    }
+    store(&mut host, &file, "pm").unwrap();
+    for wrong in ["acpi", "device_specific", "flr nonsense", "FLR", "flr,pm", "pm pm pm pm pm pm pm pm"] {
+        assert_eq!(store(&mut host, &file, wrong), Err(Errno::EINVAL), "{wrong}");
+        assert_eq!(shown(&host), "pm\n");
+    }
+    assert_eq!(store(&mut host, &file, "\n"), Ok(1));
+    assert_eq!(shown(&host), "");
+    assert_eq!(store(&mut host, &reset, "1"), Err(Errno::ENOTTY));
+    store(&mut host, &file, "default").unwrap();
+    for (value, result) in
+        [("0x1", Ok(3)), ("+1", Ok(2)), ("0", Err(Errno::EINVAL)), ("1 ", Err(Errno::EINVAL)), ("", Err(Errno::EINVAL))]
+    {
+        assert_eq!(store(&mut host, &reset, value), result, "{value}");
+    }
+    let below = format!("{PORT}/reset_subordinate");
+    assert_eq!((store(&mut host, &below, "0"), store(&mut host, &below, "2")), (Ok(1), Ok(1)));
+}
+
 /// GRP-053, GRP-054, GRP-055, GRP-056; GRP-040: the count of a bound device.
 #[test]
 fn groups_list_their_members() {

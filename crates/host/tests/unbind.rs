@@ -182,7 +182,7 @@ fn signals_and_kills_do_not_stop_an_unbind() {
     assert_eq!(world.host.functions().iter().find(|f| f.address == "0000:01:00.0").unwrap().driver, None);
 }
 
-/// The wait holds the device's lock: who wants it waits, who tries for it gets
+/// ERR-074: the wait holds the device's lock: who wants it waits, who tries gets
 /// EAGAIN (API-179, API-270, HOT-028).
 #[test]
 fn others_wait_for_the_lock_or_do_without() {

@@ -276,6 +276,20 @@ impl Vfio {
         self.devices.hold(address, on, board);
     }
 
+    /// A reset of one function by the host, as sysfs `reset` does it, under the
+    /// device's lock: configuration saved, the first of its methods that
+    /// works, configuration restored (ERR-073, ERR-075). `ENOTTY` if there is
+    /// none.
+    pub fn host_reset(&mut self, address: Address, board: &mut Board) -> Result<(), Errno> {
+        self.devices.host_reset(address, board)
+    }
+
+    /// A reset of all these functions by the host, on whose bus they are, as
+    /// sysfs `reset_subordinate` does it (GRP-042).
+    pub fn host_reset_all(&mut self, scope: &[Address], board: &mut Board) {
+        self.devices.host_reset_all(scope, board);
+    }
+
     /// An uncorrectable error of a device: its user's ERR eventfd is signalled.
     /// Whether there is one.
     pub fn signal_error(&self, address: Address) -> bool {

@@ -137,6 +137,12 @@ impl Devices {
         }
     }
 
+    /// A reset of all these by the host (`reset_subordinate` of sysfs).
+    pub(crate) fn host_reset_all(&mut self, scope: &[Address], board: &mut Board) {
+        let now = self.now();
+        self.reset_all(scope, board, now);
+    }
+
     /// Every function of the scope: BARs zapped, D0, state saved, reset, state
     /// restored (HOT-028, HOT-037 to HOT-041).
     fn reset_all(&mut self, scope: &[Address], board: &mut Board, now: u64) {
@@ -150,10 +156,11 @@ impl Devices {
             saved.push((*address, function.save()));
             function.write(cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE));
         }
+        // A slot is all of its bus.
+        if let Some(bridge) = scope.first().and_then(|first| board.fabric.parent(*first)) {
+            board.fabric.secondary_bus_reset(bridge);
+        }
         for (address, _) in &saved {
-            if let Some(function) = board.fabric.function_mut(*address) {
-                function.reset();
-            }
             if let Some(device) = self.open.get_mut(address) {
                 device.after_reset(board, ResetKind::Bus, now);
             } else if let Some(endpoint) = board.endpoint(*address) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! RESET: API-179 to API-183, ERR-075 to ERR-083.
 
-use pci::FunctionSpec;
+use pci::{FunctionSpec, ResetMethod};
 use uapi::Errno;
 use uapi::vfio::device::RESET;
 
@@ -101,4 +101,67 @@ fn interrupts_stay() {
     assert_eq!(event.take(), 1, "still masked");
     rig.irqs(0, 0x11, 0, 1, &[]).unwrap();
     assert_eq!(event.take(), 1);
+}
+
+fn resets(asked: Vec<Asked>) -> Vec<Asked> {
+    asked.into_iter().filter(|asked| matches!(asked, Asked::Reset(_))).collect()
+}
+
+/// ERR-073, ERR-075, ERR-077: a reset by the host, under a program that has the
+/// device open and without.
+#[test]
+fn by_the_host() {
+    let mut rig = Rig::new();
+    rig.set_command(MEMORY | MASTER);
+    let (command, bar) = (rig.hw(4, 2), rig.hw(0x10, 4));
+    rig.asked();
+    rig.lab.vfio.host_reset(super::ADDRESS, &mut rig.lab.board).unwrap();
+    assert_eq!(resets(rig.asked()), [Asked::Reset(ResetKind::FunctionLevel)]);
+    assert_eq!((rig.hw(4, 2), rig.hw(0x10, 4)), (command, bar));
+    assert!(rig.mapped());
+
+    let file = rig.file;
+    rig.lab.release(file);
+    let pm = rig.cap(1);
+    for (method, kind) in [(None, ResetKind::FunctionLevel), (Some(ResetMethod::Pm), ResetKind::PowerManagement)] {
+        rig.lab.board.slots.get_mut(&super::ADDRESS).unwrap().reset_methods = method.map(|method| vec![method]);
+        rig.function().write(4, 2, MEMORY);
+        let (command, bar) = (rig.hw(4, 2), rig.hw(0x10, 4));
+        rig.function().write(pm + 4, 2, 3);
+        rig.asked();
+        rig.lab.vfio.host_reset(super::ADDRESS, &mut rig.lab.board).unwrap();
+        assert_eq!(resets(rig.asked()).last(), Some(&Asked::Reset(kind)));
+        assert_eq!((rig.hw(4, 2), rig.hw(0x10, 4), rig.hw(pm + 4, 2) & 3), (command, bar, 0));
+    }
+}
+
+/// ERR-068, ERR-069, ERR-072: the methods that the host's administrator chose,
+/// in their order; API-179, ERR-074: what the program gets when none is left,
+/// and while somebody else holds the device's lock.
+#[test]
+fn chosen_methods() {
+    let mut rig = Rig::new();
+    let choose = |rig: &mut Rig, methods: &[ResetMethod]| {
+        rig.lab.board.slots.get_mut(&super::ADDRESS).unwrap().reset_methods = Some(methods.to_vec());
+    };
+    for (methods, kind) in [
+        (&[ResetMethod::Bus, ResetMethod::Flr][..], ResetKind::Bus),
+        (&[ResetMethod::Pm], ResetKind::PowerManagement),
+        // The capability is not there: the next.
+        (&[ResetMethod::AfFlr, ResetMethod::Flr], ResetKind::FunctionLevel),
+    ] {
+        choose(&mut rig, methods);
+        rig.asked();
+        assert_eq!(rig.ioctl(RESET, 0), Ok(0));
+        assert_eq!(resets(rig.asked()), [Asked::Reset(kind)]);
+    }
+    choose(&mut rig, &[]);
+    assert_eq!(rig.ioctl(RESET, 0), Err(Errno::ENOTTY));
+    assert_eq!(rig.lab.vfio.host_reset(super::ADDRESS, &mut rig.lab.board), Err(Errno::ENOTTY));
+    choose(&mut rig, &[ResetMethod::Flr]);
+    rig.lab.board.slots.get_mut(&super::ADDRESS).unwrap().locked = true;
+    rig.asked();
+    assert_eq!(rig.ioctl(RESET, 0), Err(Errno::EAGAIN));
+    assert_eq!(resets(rig.asked()), []);
+    assert!(rig.mapped());
 }
