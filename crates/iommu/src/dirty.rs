@@ -16,14 +16,15 @@ use std::fmt::{self, Debug, Formatter};
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
 
-use crate::chunk::{Budget, CHUNK, Chunk, WORD, WORDS, covers, words};
-use crate::marks::{Hull, Marks};
+use crate::chunk::{Budget, CHUNK, Chunk, Chunks, words};
+use crate::marks::{Hull, Marks, Taken};
 use crate::port::{Port, State};
 use crate::ports::Ports;
+use crate::report::Report;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 
-/// Bytes of bitmap that a log keeps at most: as much as 2 TiB of pages have.
-const MOST: u64 = 64 << 20;
+/// Bytes of bitmap that a log keeps at most: as much as 8 TiB of pages have.
+const MOST: u64 = 256 << 20;
 /// Granules are no larger than 2^40 bytes.
 const MOST_SHIFT: u32 = 40;
 
@@ -89,8 +90,11 @@ impl DirtyLog {
     pub fn set_enabled(&self, on: bool) {
         let inner = &mut *lock(&self.inner);
         self.enabled.store(on, Ordering::Release);
-        self.each(inner, &mut |state, _| state.set_marks(on.then(|| self.marks())));
+        self.each(&inner.ports, &mut |state| state.set_marks(on.then(|| self.marks())));
         self.forget(&mut inner.bits);
+        if !on {
+            self.budget.trim();
+        }
     }
 
     /// Whether writes are noted.
@@ -108,8 +112,9 @@ impl DirtyLog {
         }
         let mut marks = self.marks();
         marks.mark(first, last);
-        self.collect(&mut inner.bits, &mut marks, &self.granules(first, last));
-        self.settle(&mut inner.bits);
+        let mut taken = Taken::default();
+        marks.take(&self.granules(first, last), &mut taken);
+        self.keep(&mut inner.bits, taken);
     }
 
     /// `first..=last` is clean again, since it was unmapped: the granules that
@@ -126,7 +131,7 @@ impl DirtyLog {
         if granules.is_empty() {
             return;
         }
-        self.each(inner, &mut |state, _| {
+        self.each(&inner.ports, &mut |state| {
             if let Some(marks) = state.marks_mut() {
                 marks.clear(&granules);
             }
@@ -152,15 +157,44 @@ impl DirtyLog {
         clear: bool,
         each: &mut dyn FnMut(u64, &[u64]) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let inner = &mut *lock(&self.inner);
-        let granules = self.granules(first, last);
-        self.each(inner, &mut |state, bits| {
+        let Inner { ports, bits } = &mut *lock(&self.inner);
+        let asked = self.granules(first, last);
+        let mut taken = Taken::default();
+        self.each(ports, &mut |state| {
             if let Some(marks) = state.marks_mut() {
-                self.collect(bits, marks, &granules);
+                marks.take(&asked, &mut taken);
             }
         });
-        self.settle(&mut inner.bits);
-        self.report(&mut inner.bits, &granules, clear, each)
+        // The bits of one window and nothing else need not be merged.
+        let alone = clear && bits.is_clean() && taken.chunks.is_empty() && taken.unrecorded.get().is_none();
+        let window = if alone && taken.windows.len() == 1 { taken.windows.pop() } else { None };
+        self.keep(bits, taken);
+        let unrecorded = bits.unrecorded.get().cloned();
+        let mut report = Report::new(self.shift, asked.clone(), unrecorded, each);
+        if let Some((first, mut chunks)) = window {
+            let mut clean = true;
+            for (number, chunk) in (first..).zip(&mut chunks) {
+                clean &= report.chunk(number, chunk) && report.clear(number, chunk);
+            }
+            let (result, _) = report.finish();
+            if clean {
+                self.budget.give_many(chunks, true);
+            } else {
+                self.keep_window(bits, first, chunks);
+            }
+            return result;
+        }
+        let start = bits.chunks.partition_point(|(number, _)| *number < asked.start() >> CHUNK);
+        let mut clean = bits.chunks.extract_if(start.., |(number, chunk)| {
+            report.chunk(*number, chunk) && clear && report.clear(*number, chunk)
+        });
+        clean.by_ref().for_each(|(_, chunk)| self.budget.give(chunk));
+        drop(clean);
+        let (result, passed_on) = report.finish();
+        if clear && let Some(last) = passed_on {
+            bits.unrecorded.remove(&(*asked.start()..=last));
+        }
+        result
     }
 
     fn granules(&self, first: u64, last: u64) -> RangeInclusive<u64> {
@@ -185,132 +219,70 @@ impl DirtyLog {
     /// While `change` runs nobody asks the log. It hands over what places have.
     pub(crate) fn leave(&self, change: impl FnOnce(&mut dyn FnMut(&mut Marks))) {
         let bits = &mut lock(&self.inner).bits;
-        change(&mut |marks| self.collect(bits, marks, &(0..=u64::MAX >> self.shift)));
-        self.settle(bits);
+        let mut taken = Taken::default();
+        change(&mut |marks| marks.take(&(0..=u64::MAX >> self.shift), &mut taken));
+        self.keep(bits, taken);
     }
 
     /// Visits the places of all ports that use this log.
-    fn each(&self, inner: &mut Inner, change: &mut dyn FnMut(&mut State, &mut Bits)) {
-        let Inner { ports, bits } = inner;
+    fn each(&self, ports: &Ports, change: &mut dyn FnMut(&mut State)) {
         for port in ports.iter() {
             port.visit(&mut |state| {
                 if state.uses_log(self) {
-                    change(state, bits);
+                    change(state);
                 }
             });
         }
     }
 
-    fn collect(&self, bits: &mut Bits, marks: &mut Marks, granules: &RangeInclusive<u64>) {
-        marks.take(granules, &mut bits.chunks, &mut bits.unrecorded);
-    }
-
-    /// After [`collect`](Self::collect): makes one of the chunks with one number.
-    fn settle(&self, bits: &mut Bits) {
+    /// Adds what was taken from places to what is kept here.
+    fn keep(&self, bits: &mut Bits, taken: Taken) {
+        bits.unrecorded.merge(taken.unrecorded);
+        bits.chunks.extend(taken.chunks);
+        for (first, chunks) in taken.windows {
+            self.keep_window(bits, first, chunks);
+        }
         if bits.chunks.is_sorted_by(|(a, _), (b, _)| a < b) {
             return;
         }
         bits.chunks.sort_by_key(|(number, _)| *number);
-        let before = bits.chunks.len();
-        bits.chunks.dedup_by(|(number, chunk), (kept, into)| {
-            let same = number == kept;
-            if same {
-                into.iter_mut().zip(chunk.iter()).for_each(|(into, word)| *into |= word);
+        // One of those with one number.
+        let mut kept: Vec<(u64, Box<Chunk>)> = Vec::with_capacity(bits.chunks.len());
+        for (number, chunk) in std::mem::take(&mut bits.chunks) {
+            match kept.last_mut() {
+                Some((last, into)) if *last == number => {
+                    into.iter_mut().zip(chunk.iter()).for_each(|(into, word)| *into |= word);
+                    self.budget.give(chunk);
+                }
+                _ => kept.push((number, chunk)),
             }
-            same
-        });
-        self.budget.give(before - bits.chunks.len());
+        }
+        bits.chunks = kept;
+    }
+
+    /// Keeps the chunks of a window in which something is dirty.
+    fn keep_window(&self, bits: &mut Bits, first: u64, mut chunks: Chunks) {
+        for (number, chunk) in (first..).zip(&mut chunks) {
+            if chunk.iter().all(|word| *word == 0) {
+                continue;
+            }
+            bits.chunks.push((number, self.budget.copy(chunk)));
+            chunk.fill(0);
+        }
+        self.budget.give_many(chunks, true);
     }
 
     fn forget(&self, bits: &mut Bits) {
-        self.budget.give(bits.chunks.len());
+        std::mem::take(&mut bits.chunks).into_iter().for_each(|(_, chunk)| self.budget.give(chunk));
         *bits = Bits::default();
     }
-
-    fn report(
-        &self,
-        bits: &mut Bits,
-        granules: &RangeInclusive<u64>,
-        clear: bool,
-        each: &mut dyn FnMut(u64, &[u64]) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
-        let Bits { chunks, unrecorded } = bits;
-        let end = granules.end() >> CHUNK;
-        let mut number = granules.start() >> CHUNK;
-        let mut index = chunks.partition_point(|(chunk, _)| *chunk < number);
-        let mut result = ControlFlow::Continue(());
-        // What has been passed on.
-        let mut until = None;
-        let hull = unrecorded.get().cloned();
-        while result.is_continue() {
-            let chunk = chunks.get_mut(index).map(|(number, chunk)| (*number, &mut **chunk));
-            let unknown = hull.as_ref().and_then(|hull| next_in(hull, number));
-            number = match (&chunk, unknown) {
-                (Some((chunk, _)), Some(unknown)) => unknown.min(*chunk),
-                (Some((chunk, _)), None) => *chunk,
-                (None, Some(unknown)) => unknown,
-                (None, None) => break,
-            };
-            if number > end {
-                break;
-            }
-            let chunk = chunk.and_then(|(at, chunk)| (at == number).then_some(chunk));
-            index += usize::from(chunk.is_some());
-            let whole = covers(number, granules);
-            let unknown = hull.as_ref().filter(|_| unknown == Some(number));
-            let mut own = [0; WORDS];
-            let shown = match &chunk {
-                Some(chunk) if whole && unknown.is_none() => &**chunk,
-                _ => {
-                    words(number, granules, |word, bits| {
-                        own[word] = chunk.as_ref().map_or(0, |chunk| chunk[word]) & bits;
-                    });
-                    if let Some(unknown) = unknown {
-                        words(number, unknown, |word, bits| own[word] |= bits);
-                        // Those asked for among them.
-                        let mut asked = [0; WORDS];
-                        words(number, granules, |word, bits| asked[word] = bits);
-                        own.iter_mut().zip(asked).for_each(|(word, asked)| *word &= asked);
-                    }
-                    &own
-                }
-            };
-            if let Some(from) = shown.iter().position(|word| *word != 0) {
-                let to = shown.iter().rposition(|word| *word != 0).unwrap_or(from);
-                let granule = (number << CHUNK) + ((from as u64) << WORD);
-                result = each(granule << self.shift, &shown[from..=to]);
-            }
-            if clear && let Some(chunk) = chunk {
-                words(number, granules, |word, bits| chunk[word] &= !bits);
-            }
-            until = Some(number);
-            number += 1;
-        }
-        if clear {
-            // If `each` broke off, what comes after the last chunk is not clear.
-            let last = match (result, until) {
-                (ControlFlow::Continue(()), _) => Some(*granules.end()),
-                (_, Some(number)) => Some(granules.end().min(&(number << CHUNK | ((1 << CHUNK) - 1))).to_owned()),
-                _ => None,
-            };
-            if let Some(last) = last {
-                unrecorded.remove(&(*granules.start()..=last));
-            }
-            let before = chunks.len();
-            chunks.retain(|(_, chunk)| chunk.iter().any(|word| *word != 0));
-            self.budget.give(before - chunks.len());
-        }
-        result
-    }
-}
-
-/// The first chunk not before `number` that has granules in `hull`.
-fn next_in(hull: &RangeInclusive<u64>, number: u64) -> Option<u64> {
-    let number = number.max(hull.start() >> CHUNK);
-    (number <= hull.end() >> CHUNK).then_some(number)
 }
 
 impl Bits {
+    fn is_clean(&self) -> bool {
+        self.chunks.is_empty() && self.unrecorded.get().is_none()
+    }
+
     fn within(&mut self, granules: &RangeInclusive<u64>) -> impl Iterator<Item = &mut (u64, Box<Chunk>)> {
         let first = self.chunks.partition_point(|(number, _)| *number < granules.start() >> CHUNK);
         let last = granules.end() >> CHUNK;

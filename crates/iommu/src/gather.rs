@@ -50,13 +50,14 @@ impl Gather<'_, '_> {
     fn add_runs(&mut self, iova: u64, len: usize, access: Access) -> Result<(), DmaFault> {
         let (mut at, mut left) = (iova, len);
         while left > 0 {
-            let hit = self.session.resolve(at, access)?;
+            self.session.resolve(at, access)?;
+            let hit = *self.session.hit();
             if !self.session.has(hit.memory) {
                 return Err(self.session.refuse(DmaFault { iova: at, access, reason: FaultReason::Memory }));
             }
             let run = left.min(usize::try_from(hit.last - at).unwrap_or(usize::MAX).saturating_add(1));
-            self.session.mark(&hit, at, run, access);
             self.places.push(Place { memory: hit.memory, offset: hit.offset(at), len: run });
+            self.session.mark(&hit, at, run, access);
             left -= run;
             at = at.wrapping_add(run as u64);
             if at == 0 && left > 0 {

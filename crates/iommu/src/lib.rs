@@ -24,11 +24,16 @@
 //!
 //! What a requester is attached to is a [`Domain`]: a space, which several
 //! domains may share, and perhaps a [`DirtyLog`] of what is written and a table
-//! of the program's own that addresses go through first ([`Nested`]).
+//! of the program's own that addresses go through first ([`Nested`], for VT-d
+//! [`VtdStage1`]). Both live in the places: bits are a place's own until the
+//! log asks, and a translation through two tables is remembered like one
+//! through one.
 //!
 //! # What it doesn't implement
 //!
 //! - **PASIDs** beyond an attachment each ([`Requester::attach_pasid`]).
+//! - **Flags in a program's table** whose memory can only be copied: accessed and
+//!   dirty flags cannot be set there at once, and are left as they are.
 //! - **Page requests.** `State::look_up` is the one place that finds nothing
 //!   mapped, and [`FaultReason::is_recoverable`] says what could be asked for.
 //!   A device that can wait ends its session first: a page request must not be
@@ -48,11 +53,13 @@ mod nested;
 mod port;
 mod ports;
 mod reach;
+mod report;
 mod requester;
 mod session;
 mod space;
 mod sync;
 mod table;
+mod vtd;
 
 pub use dirty::DirtyLog;
 pub use domain::Domain;
@@ -63,3 +70,4 @@ pub use nested::{Nested, Stage1, Stage1Page, Tables};
 pub use requester::{Access, DmaFault, FaultReason, Requester};
 pub use session::{Session, Translation};
 pub use space::AddressSpace;
+pub use vtd::VtdStage1;

@@ -6,40 +6,49 @@
 //! line. The log comes round like a fence when somebody wants to know.
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
-use crate::chunk::{Budget, CHUNK, Chunk, WORD, WORDS, words};
+use crate::chunk::{Budget, CHUNK, Chunk, Chunks, WORD, WORDS, words};
+use crate::sync::WINDOW;
 
-/// Chunks found at once at first. As many as 16 GiB of pages have, twice.
-const SLOTS: usize = 256;
-/// No chunk's number.
-const NONE: u64 = u64::MAX;
+/// The granule for which marking is fast: pages.
+const PAGE: u32 = 12;
+/// Chunks that a window has at most: 1 TiB of pages.
+const MOST: u64 = 1 << 13;
 
 /// A place's bitmap.
+///
+/// Bits lie side by side in a window that grows to where they are needed, so
+/// that a mark finds its word without looking for it; pages of the window that
+/// nobody wrote to take no memory. What lies too far away, or has granules of
+/// another size, is found in a tree.
 #[derive(Debug)]
 pub(crate) struct Marks {
+    /// Number of the window's first word.
+    base: u64,
+    window: Chunks,
     shift: u32,
-    /// The chunks in use, each at its number modulo the length.
-    slots: Vec<Slot>,
-    /// Those that had to make room for another there.
     others: BTreeMap<u64, Box<Chunk>>,
     unrecorded: Hull,
+    /// The chunks of the window that was taken last.
+    before: Range<u64>,
     budget: Arc<Budget>,
 }
 
-#[derive(Debug)]
-struct Slot {
-    number: u64,
-    chunk: Option<Box<Chunk>>,
+/// What a log takes from a place: whole windows, with the number of the first
+/// chunk; chunks with their number; and what could not be recorded.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) windows: Vec<(u64, Chunks)>,
+    pub(crate) chunks: Vec<(u64, Box<Chunk>)>,
+    pub(crate) unrecorded: Hull,
 }
-
-const EMPTY: Slot = Slot { number: NONE, chunk: None };
 
 impl Marks {
     pub(crate) fn new(shift: u32, budget: Arc<Budget>) -> Marks {
-        let slots = std::iter::repeat_with(|| EMPTY).take(SLOTS).collect();
-        Marks { shift, slots, others: BTreeMap::new(), unrecorded: Hull::default(), budget }
+        let (window, others) = (Chunks::default(), BTreeMap::new());
+        Marks { base: 0, window, shift, others, unrecorded: Hull::default(), before: 0..0, budget }
     }
 
     /// Bytes of a granule, less one.
@@ -51,24 +60,25 @@ impl Marks {
     /// The granules of `first..=last` are dirty.
     #[inline]
     pub(crate) fn mark(&mut self, first: u64, last: u64) {
-        let (granule, end) = (first >> self.shift, last >> self.shift);
-        let number = granule >> CHUNK;
-        let index = number as usize & (self.slots.len() - 1);
-        if granule == end
-            && let Some(slot) = self.slots.get_mut(index)
-            && slot.number == number
-            && let Some(chunk) = &mut slot.chunk
+        // A part of one page, and the page is in the window.
+        let word = (first >> (PAGE + WORD)).wrapping_sub(self.base) as usize;
+        if first ^ last < 1 << PAGE
+            && let Some(word) = self.window.as_flattened_mut().get_mut(word)
         {
-            chunk[(granule >> WORD) as usize % WORDS] |= 1 << (granule % 64);
-            return;
+            *word |= 1 << (first >> PAGE & 63);
+        } else {
+            self.mark_all(&(first >> self.shift..=last >> self.shift));
         }
-        self.mark_all(&(granule..=end));
     }
 
-    #[cold]
+    #[inline(never)]
     fn mark_all(&mut self, granules: &RangeInclusive<u64>) {
         for number in granules.start() >> CHUNK..=granules.end() >> CHUNK {
-            match self.chunk(number) {
+            let chunk = match self.index(number) {
+                Some(index) => self.window.get_mut(index),
+                None => self.other(number),
+            };
+            match chunk {
                 Some(chunk) => words(number, granules, |word, bits| chunk[word] |= bits),
                 // What is not recorded is dirty.
                 None => self.unrecorded.add(granules),
@@ -76,82 +86,92 @@ impl Marks {
         }
     }
 
-    fn chunk(&mut self, number: u64) -> Option<&mut Chunk> {
-        if self.others.len() > self.slots.len() {
-            self.grow();
+    /// A chunk that is not in the window.
+    fn other(&mut self, number: u64) -> Option<&mut Chunk> {
+        use std::collections::btree_map::Entry;
+
+        match self.others.entry(number) {
+            Entry::Occupied(entry) => Some(entry.into_mut()),
+            Entry::Vacant(entry) => Some(entry.insert(self.budget.take()?)),
         }
-        let index = number as usize & (self.slots.len() - 1);
-        let slot = self.slots.get_mut(index)?;
-        if slot.number != number {
-            let chunk = match self.others.remove(&number) {
-                Some(chunk) => chunk,
-                None => self.budget.take()?,
-            };
-            let old = std::mem::replace(slot, Slot { number, chunk: Some(chunk) });
-            if let Some(chunk) = old.chunk {
-                self.others.insert(old.number, chunk);
-            }
-        }
-        slot.chunk.as_deref_mut()
     }
 
-    /// Four times as many slots.
-    fn grow(&mut self) {
-        let length = self.slots.len() * 4;
-        let old = std::mem::take(&mut self.slots);
-        self.slots.resize_with(length, || EMPTY);
-        let slots = old.into_iter().filter_map(|slot| Some((slot.number, slot.chunk?)));
-        for (number, chunk) in slots.chain(std::mem::take(&mut self.others)) {
-            match self.slots.get_mut(number as usize & (length - 1)) {
-                Some(slot) if slot.chunk.is_none() => *slot = Slot { number, chunk: Some(chunk) },
-                _ => {
-                    self.others.insert(number, chunk);
+    /// The numbers of the window's chunks.
+    fn numbers(&self) -> Range<u64> {
+        let first = self.base / WORDS as u64;
+        first..first + self.window.len() as u64
+    }
+
+    /// Where in the window a chunk lies, which may grow for it.
+    fn index(&mut self, number: u64) -> Option<usize> {
+        if !self.numbers().contains(&number) && !self.grow(number) {
+            return None;
+        }
+        Some((number - self.numbers().start) as usize)
+    }
+
+    /// Makes the window larger, so that it has a chunk.
+    #[cold]
+    fn grow(&mut self, number: u64) -> bool {
+        if self.shift != PAGE {
+            return false;
+        }
+        let old = self.numbers();
+        let new = if !old.is_empty() {
+            let (first, end) = (old.start.min(number), old.end.max(number + 1));
+            // At least twice as many, so that it does not happen often.
+            let more = (end - first).max(2 * (old.end - old.start)).min(MOST) - (end - first).min(MOST);
+            if number < old.start { first.saturating_sub(more)..end } else { first..end + more }
+        } else if self.before.contains(&number) {
+            self.before.clone()
+        } else {
+            number / WINDOW * WINDOW..number / WINDOW * WINDOW + WINDOW
+        };
+        if new.end - new.start > MOST {
+            return false;
+        }
+        let Some(mut chunks) = self.budget.take_many((new.end - new.start) as usize) else { return false };
+        let start = old.start.saturating_sub(new.start) as usize;
+        for (to, from) in chunks.iter_mut().skip(start).zip(&self.window) {
+            to.copy_from_slice(from);
+        }
+        self.budget.give_many(std::mem::replace(&mut self.window, chunks), false);
+        self.base = new.start * WORDS as u64;
+        for (number, other) in split(&mut self.others, &(new.start..=new.end - 1)) {
+            let chunk = self.window.get_mut((number - new.start) as usize).into_iter().flatten();
+            chunk.zip(other.iter()).for_each(|(into, word)| *into |= word);
+            self.budget.give(other);
+        }
+        true
+    }
+
+    /// Moves the bits of `granules` to `taken`, and others with them as is easiest.
+    pub(crate) fn take(&mut self, granules: &RangeInclusive<u64>, taken: &mut Taken) {
+        let numbers = granules.start() >> CHUNK..=granules.end() >> CHUNK;
+        let window = self.numbers();
+        if !window.is_empty() && *numbers.start() <= window.start && window.end - 1 <= *numbers.end() {
+            taken.windows.push((window.start, std::mem::take(&mut self.window)));
+            self.before = window;
+        } else {
+            for number in window.start.max(*numbers.start())..window.end.min(numbers.end() + 1) {
+                let Some(chunk) = self.window.get_mut((number - window.start) as usize) else { continue };
+                if chunk.iter().any(|word| *word != 0) {
+                    taken.chunks.push((number, self.budget.copy(chunk)));
+                    chunk.fill(0);
                 }
             }
         }
-    }
-
-    /// Moves the chunks in which `granules` lie to `to`, and what was not
-    /// recorded to `unrecorded`.
-    pub(crate) fn take(
-        &mut self,
-        granules: &RangeInclusive<u64>,
-        to: &mut Vec<(u64, Box<Chunk>)>,
-        unrecorded: &mut Hull,
-    ) {
-        let numbers = granules.start() >> CHUNK..=granules.end() >> CHUNK;
-        let mask = self.slots.len() as u64 - 1;
-        let mut empty = |slot: &mut Slot| {
-            if numbers.contains(&slot.number)
-                && let Some(chunk) = slot.chunk.take()
-            {
-                to.push((slot.number, chunk));
-                slot.number = NONE;
-            }
-        };
-        if numbers.end() - numbers.start() >= mask {
-            self.slots.iter_mut().for_each(&mut empty);
-        } else {
-            for number in numbers.clone() {
-                self.slots.get_mut((number & mask) as usize).map(&mut empty);
-            }
-        }
-        if !self.others.is_empty() {
-            let mut inside = self.others.split_off(numbers.start());
-            self.others.append(&mut inside.split_off(&(numbers.end() + 1)));
-            to.extend(inside);
-        }
-        unrecorded.merge(std::mem::take(&mut self.unrecorded));
+        taken.chunks.extend(split(&mut self.others, &numbers));
+        taken.unrecorded.merge(std::mem::take(&mut self.unrecorded));
     }
 
     /// The granules are clean.
     pub(crate) fn clear(&mut self, granules: &RangeInclusive<u64>) {
         let numbers = granules.start() >> CHUNK..=granules.end() >> CHUNK;
-        for Slot { number, chunk } in &mut self.slots {
-            if numbers.contains(number)
-                && let Some(chunk) = chunk
-            {
-                words(*number, granules, |word, bits| chunk[word] &= !bits);
+        let window = self.numbers();
+        for number in window.start.max(*numbers.start())..window.end.min(numbers.end() + 1) {
+            if let Some(chunk) = self.window.get_mut((number - window.start) as usize) {
+                words(number, granules, |word, bits| chunk[word] &= !bits);
             }
         }
         for (number, chunk) in self.others.range_mut(numbers) {
@@ -161,9 +181,20 @@ impl Marks {
     }
 }
 
+/// Takes the entries with these numbers out of a map.
+fn split(map: &mut BTreeMap<u64, Box<Chunk>>, numbers: &RangeInclusive<u64>) -> BTreeMap<u64, Box<Chunk>> {
+    if map.is_empty() {
+        return BTreeMap::new();
+    }
+    let mut inside = map.split_off(numbers.start());
+    map.append(&mut inside.split_off(&(numbers.end() + 1)));
+    inside
+}
+
 impl Drop for Marks {
     fn drop(&mut self) {
-        self.budget.give(self.slots.iter().filter(|slot| slot.chunk.is_some()).count() + self.others.len());
+        self.budget.give_many(std::mem::take(&mut self.window), false);
+        std::mem::take(&mut self.others).into_values().for_each(|chunk| self.budget.give(chunk));
     }
 }
 

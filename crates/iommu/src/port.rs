@@ -117,10 +117,7 @@ impl Port {
     pub(crate) fn attach(self: &Arc<Port>, domain: Option<Domain>) {
         let _turn = lock(&self.turn);
         let old = lock(&self.domain).clone();
-        if match (&old, &domain) {
-            (Some(old), Some(new)) => old.is(new),
-            (old, new) => old.is_none() && new.is_none(),
-        } {
+        if is(old.as_ref(), domain.as_ref()) {
             return;
         }
         if let Some(domain) = &domain {
@@ -129,6 +126,11 @@ impl Port {
         lock(&self.domain).clone_from(&domain);
         let change = |hand_over: &mut dyn FnMut(&mut Marks)| {
             self.each(&mut |state| {
+                // A place added since began with the new domain, and may have
+                // been used.
+                if is(state.domain.as_ref(), domain.as_ref()) {
+                    return;
+                }
                 if let Some(mut marks) = state.marks.take() {
                     hand_over(&mut marks);
                 }
@@ -202,24 +204,29 @@ impl Hit {
 }
 
 impl State {
-    /// The remembered translation that covers `iova`.
+    /// Finds the remembered translation that covers `iova`. Whether there is
+    /// one; it is [`current`](Self::current) then.
     #[inline]
-    pub(crate) fn hit(&mut self, iova: u64) -> Option<Hit> {
-        let latest = self.hits[self.latest % HITS];
-        if latest.covers(iova) {
-            return Some(latest);
+    pub(crate) fn recall(&mut self, iova: u64) -> bool {
+        if self.current().covers(iova) {
+            return true;
         }
         self.latest = place(iova);
-        let hit = self.hits[place(iova)];
-        hit.covers(iova).then_some(hit)
+        self.current().covers(iova)
     }
 
-    /// Translates `iova` and remembers the result.
+    /// The translation found last.
+    #[inline]
+    pub(crate) fn current(&self) -> &Hit {
+        &self.hits[self.latest % HITS]
+    }
+
+    /// Translates `iova` and remembers the result, which is [`current`](Self::current) then.
     ///
     /// A device that can wait for a page (PRI) would be told of a recoverable
     /// [`FaultReason`] from here. It ends its session before it asks for the
     /// page: the answer may unmap, which waits for sessions.
-    pub(crate) fn look_up(&mut self, iova: u64, access: Access) -> Result<Hit, FaultReason> {
+    pub(crate) fn look_up(&mut self, iova: u64, access: Access) -> Result<(), FaultReason> {
         let domain = self.domain.as_ref().ok_or(FaultReason::Blocked)?;
         let hit = match &domain.stage1 {
             None => {
@@ -241,7 +248,9 @@ impl State {
                 Hit {
                     // As much as both tables hold for. A page does not wrap.
                     first: page.first.max(entry.first.max(page.output).wrapping_sub(nested)),
-                    last: page.last.min(entry.last.min(page.output + (page.last - page.first)).wrapping_sub(nested)),
+                    last: page
+                        .last
+                        .min(entry.last.min(page.output.saturating_add(page.last - page.first)).wrapping_sub(nested)),
                     distance: entry.offset.wrapping_sub(entry.first).wrapping_add(nested),
                     nested,
                     memory: entry.memory,
@@ -252,7 +261,7 @@ impl State {
         self.latest = place(iova);
         self.hits[place(iova)] = hit;
         self.warm = true;
-        Ok(hit)
+        Ok(())
     }
 
     /// Whether the rights of a remembered translation may have grown.
@@ -271,7 +280,8 @@ impl State {
         }
     }
 
-    /// Notes that `iova` is written by this session; up to where that holds.
+    /// Notes that `iova`, in `hit`, is written by this session; up to where that
+    /// holds.
     #[inline]
     pub(crate) fn mark_granule(&mut self, hit: &Hit, iova: u64) -> u64 {
         let Some(marks) = &mut self.marks else { return hit.last };
@@ -312,6 +322,13 @@ impl State {
             self.hits = [MISS; HITS];
             self.warm = false;
         }
+    }
+}
+
+fn is(one: Option<&Domain>, other: Option<&Domain>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.is(other),
+        (one, other) => one.is_none() && other.is_none(),
     }
 }
 

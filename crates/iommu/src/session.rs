@@ -40,7 +40,8 @@ impl<'a> Session<'a> {
     /// translation for one does not go beyond its granule, which is dirty then.
     #[inline]
     pub fn translate(&mut self, iova: u64, access: Access) -> Result<Translation<'_>, DmaFault> {
-        let hit = self.resolve(iova, access)?;
+        self.resolve(iova, access)?;
+        let hit = *self.state.current();
         let last = match access {
             Access::Read => hit.last,
             Access::Write => self.state.mark_granule(&hit, iova),
@@ -51,9 +52,10 @@ impl<'a> Session<'a> {
         Ok(Translation { memory, offset: hit.offset(iova), last })
     }
 
-    /// The translation of one IOVA. A refusal is logged.
+    /// Finds the translation of one IOVA, which is [`hit`](Self::hit) then. A
+    /// refusal is logged.
     #[inline]
-    pub(crate) fn resolve(&mut self, iova: u64, access: Access) -> Result<Hit, DmaFault> {
+    pub(crate) fn resolve(&mut self, iova: u64, access: Access) -> Result<(), DmaFault> {
         if self.requester.is_trapped() && !self.requester.spring(access) {
             return Err(self.refuse(DmaFault { iova, access, reason: FaultReason::BusMasterOff }));
         }
@@ -62,17 +64,28 @@ impl<'a> Session<'a> {
             Access::Write => Prot::WRITE,
         };
         // What is remembered was allowed, and who forbids it makes it forgotten.
-        let mut hit = match self.state.hit(iova) {
-            Some(hit) => hit,
-            None => self.look_up(iova, access)?,
-        };
-        if !hit.prot.contains(need) && self.state.may_allow() {
-            hit = self.look_up(iova, access)?;
+        if !self.state.recall(iova) {
+            self.look_up(iova, access)?;
         }
-        if !hit.prot.contains(need) {
-            return Err(self.refuse(DmaFault { iova, access, reason: FaultReason::Permission }));
+        if self.state.current().prot.contains(need) { Ok(()) } else { self.ask_again(iova, access, need) }
+    }
+
+    /// A stage 1 may have given more rights since, without a word.
+    #[cold]
+    fn ask_again(&mut self, iova: u64, access: Access, need: Prot) -> Result<(), DmaFault> {
+        if self.state.may_allow() {
+            self.look_up(iova, access)?;
+            if self.state.current().prot.contains(need) {
+                return Ok(());
+            }
         }
-        Ok(hit)
+        Err(self.refuse(DmaFault { iova, access, reason: FaultReason::Permission }))
+    }
+
+    /// The translation found last.
+    #[inline]
+    pub(crate) fn hit(&self) -> &Hit {
+        self.state.current()
     }
 
     /// Notes what is written of a translation.
@@ -105,7 +118,7 @@ impl<'a> Session<'a> {
         refused(self.requester, fault)
     }
 
-    fn look_up(&mut self, iova: u64, access: Access) -> Result<Hit, DmaFault> {
+    fn look_up(&mut self, iova: u64, access: Access) -> Result<(), DmaFault> {
         let found = match self.requester.is_bus_master() {
             true => self.state.look_up(iova, access),
             false => Err(FaultReason::BusMasterOff),
@@ -125,7 +138,8 @@ impl<'a> Session<'a> {
     ) -> Result<(), E> {
         let (mut at, mut left) = (iova, len);
         while left > 0 {
-            let hit = self.resolve(at, access)?;
+            self.resolve(at, access)?;
+            let hit = *self.hit();
             let run = left.min(usize::try_from(hit.last - at).unwrap_or(usize::MAX).saturating_add(1));
             self.mark(&hit, at, run, access);
             let Some(segment) = self.segment(hit.memory, hit.offset(at), run) else {

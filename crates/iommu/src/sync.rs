@@ -14,6 +14,8 @@ use zerocopy::FromZeros;
 pub(crate) const FIRST: u32 = 32;
 /// Number of an arena's chunks: enough for 2^27 cells.
 pub(crate) const CHUNKS: usize = 22;
+/// Chunks that a window of a bitmap has at first: 1 GiB of pages.
+pub(crate) const WINDOW: u64 = 8;
 
 /// A cell of an arena: all its bytes may be zero.
 pub(crate) trait Blank: Sized {

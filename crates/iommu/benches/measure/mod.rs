@@ -2,6 +2,8 @@
 //! The measurements. Ours and the peer take turns, so that a drift of the
 //! machine's speed hits both. `vfuse-bench` includes this file for its table.
 
+pub(crate) mod dirty;
+
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::hint::black_box;
@@ -38,6 +40,7 @@ pub(crate) fn all() -> Vec<Row> {
     rows.push(two_threads("two_threads_and_one_per_us_of_cpu", true));
     rows.extend(map_unmap());
     rows.extend(memory());
+    rows.extend(dirty::all());
     rows
 }
 

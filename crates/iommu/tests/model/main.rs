@@ -34,6 +34,8 @@ mod port;
 mod ports;
 #[path = "../../src/reach.rs"]
 mod reach;
+#[path = "../../src/report.rs"]
+mod report;
 #[path = "../../src/requester.rs"]
 mod requester;
 #[path = "../../src/session.rs"]
@@ -43,6 +45,7 @@ mod space;
 mod sync;
 #[path = "../../src/table.rs"]
 mod table;
+mod written;
 
 use std::panic::catch_unwind;
 use std::sync::Arc;

@@ -20,6 +20,7 @@ pub(crate) fn set_broken(broken: bool) {
 /// Few, since the checker counts each atomic.
 pub(crate) const FIRST: u32 = 2;
 pub(crate) const CHUNKS: usize = 4;
+pub(crate) const WINDOW: u64 = 1;
 
 pub(crate) trait Blank: Sized {
     fn blank(count: usize) -> Option<Box<[Self]>>;

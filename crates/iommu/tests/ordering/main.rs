@@ -32,6 +32,8 @@ mod port;
 mod ports;
 #[path = "../../src/reach.rs"]
 mod reach;
+#[path = "../../src/report.rs"]
+mod report;
 #[path = "../../src/requester.rs"]
 mod requester;
 #[path = "../../src/session.rs"]
@@ -42,6 +44,7 @@ mod sync;
 #[path = "../../src/table.rs"]
 mod table;
 
+use std::ops::ControlFlow;
 use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +52,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use dirty::DirtyLog;
 pub use domain::Domain;
 pub use gather::{Gather, Places};
+use loom::sync::atomic::AtomicU64;
+use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 pub use mapping::{MapError, Mapping, Prot};
 pub use memory::{Memory, MemoryFault, PageId, Segment};
@@ -139,6 +144,48 @@ fn steady() {
     assert_eq!(device.join().expect("ran"), None);
 }
 
+/// A page that holds one number.
+#[derive(Debug)]
+struct Number(AtomicU64);
+
+impl Memory for Number {
+    fn slice(&self, _: u64, _: usize) -> Option<VolatileSlice<'_>> {
+        None
+    }
+
+    fn read(&self, _: u64, _: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
+        self.0.store(1, Relaxed);
+        Ok(())
+    }
+}
+
+/// A log goes on while a device writes. What a copy made then does not have is
+/// dirty later.
+fn written() {
+    let (space, requester, memory) = (AddressSpace::new(), Requester::new(), Arc::new(Number(AtomicU64::new(0))));
+    let (prot, log) = (Prot::WRITE, DirtyLog::new(12));
+    space.map(Mapping { first: 0, last: PAGE - 1, prot, memory: memory.clone(), offset: 0, tag: 0 }).expect("free");
+    requester.attach(Some(Domain { space, log: Some(log.clone()), stage1: None }));
+    requester.set_bus_master(true);
+    let device = {
+        let requester = requester.clone();
+        thread::spawn(move || requester.session().write(0, &[1]))
+    };
+    log.set_enabled(true);
+    let copy = memory.0.load(Relaxed);
+    device.join().expect("ran").expect("mapped");
+    let mut dirty = false;
+    let _ = log.read(0, PAGE - 1, true, &mut |_, words| {
+        dirty |= words[0] & 1 == 1;
+        ControlFlow::Continue(())
+    });
+    assert!(copy == 1 || dirty);
+}
+
 fn check(scenario: fn()) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
@@ -148,7 +195,7 @@ fn check(scenario: fn()) {
 
 #[test]
 fn fences_reach_new_places() {
-    for scenario in [unmapped, silenced] {
+    for scenario in [unmapped, silenced, written] {
         BROKEN.store(false, Ordering::SeqCst);
         check(scenario);
         BROKEN.store(true, Ordering::SeqCst);

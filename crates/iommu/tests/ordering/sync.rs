@@ -91,6 +91,7 @@ impl<T> Default for OnceLock<T> {
 /// Few, since loom counts each atomic.
 pub(crate) const FIRST: u32 = 2;
 pub(crate) const CHUNKS: usize = 4;
+pub(crate) const WINDOW: u64 = 1;
 
 pub(crate) trait Blank: Sized {
     fn blank(count: usize) -> Option<Box<[Self]>>;
