@@ -3,6 +3,7 @@
 //! confined (iommufd-api.md, section 4).
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use uapi::Errno;
 
@@ -12,7 +13,7 @@ use crate::backing::{Backing, RANGE};
 use crate::ids::ObjectId;
 
 /// Whose a reservation is. It goes with its owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Owner {
     /// A domain's: what lies outside of its aperture.
     Domain(ObjectId),
@@ -22,36 +23,48 @@ pub(crate) enum Owner {
     Nobody,
 }
 
-/// Reserved ranges, which may overlap.
+/// Reserved ranges, which may overlap. Many owners have the same ones: each
+/// domain of an IOMMU has its aperture's.
 #[derive(Debug, Default)]
 pub(super) struct Reserved {
-    ranges: Vec<(Owner, u64, u64)>,
+    owners: BTreeMap<Owner, Vec<(u64, u64)>>,
+    /// How often each range is reserved.
+    ranges: BTreeMap<(u64, u64), usize>,
     /// What they come to together: disjoint ranges that do not touch.
     union: BTreeMap<u64, u64>,
 }
 
 impl Reserved {
     pub(super) fn len(&self) -> usize {
-        self.ranges.len()
+        self.ranges.values().sum()
     }
 
     fn add(&mut self, owner: Owner, first: u64, last: u64) {
-        self.ranges.push((owner, first, last));
+        self.owners.entry(owner).or_default().push((first, last));
+        *self.ranges.entry((first, last)).or_default() += 1;
         merge(&mut self.union, first, last);
     }
 
     /// Returns how many there were.
     fn remove(&mut self, owner: Owner) -> usize {
-        let before = self.ranges.len();
-        self.ranges.retain(|(other, ..)| *other != owner);
-        let removed = before - self.ranges.len();
-        if removed > 0 {
+        let removed = self.owners.remove(&owner).unwrap_or_default();
+        let mut gone = false;
+        for range in &removed {
+            if let Entry::Occupied(mut times) = self.ranges.entry(*range) {
+                *times.get_mut() -= 1;
+                if *times.get() == 0 {
+                    times.remove();
+                    gone = true;
+                }
+            }
+        }
+        if gone {
             self.union.clear();
-            for (_, first, last) in &self.ranges {
+            for (first, last) in self.ranges.keys() {
                 merge(&mut self.union, *first, *last);
             }
         }
-        removed
+        removed.len()
     }
 
     /// The first reserved range that touches a range.
@@ -189,6 +202,23 @@ mod tests {
         assert_eq!(holes(&reserved), [(0, 9), (41, 99)]);
         reserved.add(Owner::Device(ObjectId(1)), 0, u64::MAX);
         assert_eq!(holes(&reserved), []);
+    }
+
+    /// IOMMUFD-4.6: a range that two have stays until both are gone.
+    #[test]
+    fn ranges_go_with_the_last_who_has_them() {
+        let mut reserved = Reserved::default();
+        let holes = |reserved: &Reserved| reserved.holes().collect::<Vec<_>>();
+        for owner in [1, 2].map(|n| Owner::Domain(ObjectId(n))) {
+            reserved.add(owner, 0, 9);
+            reserved.add(owner, 100, u64::MAX);
+        }
+        assert_eq!((reserved.len(), holes(&reserved)), (4, vec![(10, 99)]));
+        assert_eq!(reserved.remove(Owner::Domain(ObjectId(1))), 2);
+        assert_eq!(reserved.remove(Owner::Domain(ObjectId(1))), 0);
+        assert_eq!((reserved.len(), holes(&reserved)), (2, vec![(10, 99)]));
+        assert_eq!(reserved.remove(Owner::Domain(ObjectId(2))), 2);
+        assert_eq!((reserved.len(), holes(&reserved)), (0, vec![(0, u64::MAX)]));
     }
 
     /// IOMMUFD-5.4
