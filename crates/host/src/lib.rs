@@ -10,6 +10,7 @@ mod host;
 mod inventory;
 pub mod lab;
 mod store;
+pub mod survey;
 mod sysfs;
 pub mod tree;
 mod unbind;

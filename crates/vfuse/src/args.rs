@@ -30,6 +30,79 @@ pub(crate) enum Command {
     /// Look at the devices of a running lab.
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// IOMMU groups: which functions must go to one user, and why.
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Reset groups: which functions a hot reset takes down, and who may do one.
+    #[command(subcommand)]
+    ResetGroup(ResetGroupCommand),
+    /// Errors of devices in a running lab.
+    #[command(subcommand)]
+    Aer(AerCommand),
+}
+
+/// Where topology is read from; without either, this machine's /sys.
+#[derive(Debug, Args)]
+pub(crate) struct Source {
+    /// The control socket of a running lab.
+    #[arg(long, value_name = "SOCKET", conflicts_with = "sysfs")]
+    pub(crate) control: Option<PathBuf>,
+    /// The root of a sysfs; read only. Reasons need configuration space, which
+    /// only root may read whole.
+    #[arg(long, value_name = "ROOT")]
+    pub(crate) sysfs: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupCommand {
+    /// List IOMMU groups: members, what holds them, whether a user can have
+    /// the group, why they are together.
+    List {
+        #[command(flatten)]
+        source: Source,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ResetGroupCommand {
+    /// List what is reset together, what holds it, and whether a hot reset
+    /// would be done.
+    List {
+        /// Functions that a user has: whether he may, and if not, who is in
+        /// the way.
+        #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+        user: Vec<pci::Address>,
+        #[command(flatten)]
+        source: Source,
+    },
+    /// Show what is reset together with a function.
+    Show {
+        /// The function, DDDD:BB:DD.F or BB:DD.F.
+        address: pci::Address,
+        /// Functions that a user has.
+        #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+        user: Vec<pci::Address>,
+        #[command(flatten)]
+        source: Source,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AerCommand {
+    /// Inject errors, as the aer-inject tool does.
+    Inject {
+        /// A file in that tool's format; standard input if there is none.
+        file: Option<PathBuf>,
+        /// The function, whatever the file says.
+        #[arg(short = 's', long, value_name = "PCI_ID")]
+        id: Option<pci::Address>,
+        /// The control socket of the lab.
+        #[arg(long, value_name = "SOCKET")]
+        control: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

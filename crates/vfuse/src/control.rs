@@ -5,24 +5,52 @@
 //! |---|---|
 //! | `GET /v1/functions` | every function: address, ids, driver, group, whether open |
 //! | `GET /v1/functions/{address}` | one of them, 404 if there is none |
+//! | `GET /v1/groups` | IOMMU groups |
+//! | `GET /v1/reset-groups` | what is reset together; `?user=ADDRESS,…` asks for a user who has these |
+//! | `GET /v1/reset-groups/{address}` | what is reset together with a function |
+//! | `POST /v1/aer/inject` | injects errors; the body is in `aer-inject`'s format, `?id=ADDRESS` says where |
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, Result, bail};
-use axum::extract::{Path as Segment, State};
+use axum::extract::{Path as Segment, Query, State};
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
+use host::survey::{GroupReport, ResetReport, Survey};
 use host::{FunctionInfo, Host};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use pci::Address;
 
-type Shared = Arc<Mutex<Host>>;
+/// The host, and who is to look at it when it was acted upon.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) host: Arc<Mutex<Host>>,
+    pub(crate) waker: intercept::Waker,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Host> {
+        self.host.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn survey(&self) -> Result<Survey, Refused> {
+        let host = self.lock();
+        let mut survey = Survey::read(&host.tree(), "/sys").map_err(|e| (StatusCode::NOT_FOUND, format!("{e}\n")))?;
+        survey.set_open(|address| host.is_open(address));
+        Ok(survey)
+    }
+}
+
+/// Why a request is not answered.
+type Refused = (StatusCode, String);
 
 /// A control socket that is being served; it goes away with this.
 #[derive(Debug)]
@@ -32,14 +60,18 @@ pub(crate) struct Control {
 
 impl Control {
     /// Listens at `path` and answers from a thread of its own.
-    pub(crate) fn serve(path: &Path, host: Shared) -> Result<Control> {
+    pub(crate) fn serve(path: &Path, shared: Shared) -> Result<Control> {
         let listener = listen(path)?;
         listener.set_nonblocking(true).context("control socket")?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("control socket")?;
         let router = Router::new()
             .route("/v1/functions", get(functions))
             .route("/v1/functions/{address}", get(function))
-            .with_state(host);
+            .route("/v1/groups", get(groups))
+            .route("/v1/reset-groups", get(reset_groups))
+            .route("/v1/reset-groups/{address}", get(reset_group))
+            .route("/v1/aer/inject", post(inject))
+            .with_state(shared);
         std::thread::Builder::new()
             .name("control".into())
             .spawn(move || {
@@ -77,23 +109,80 @@ fn listen(path: &Path) -> Result<UnixListener> {
     .with_context(|| format!("cannot listen at {}; is another lab using it?", path.display()))
 }
 
-async fn functions(State(host): State<Shared>) -> Json<Vec<FunctionInfo>> {
-    Json(host.lock().unwrap_or_else(|e| e.into_inner()).functions())
+async fn functions(State(shared): State<Shared>) -> Json<Vec<FunctionInfo>> {
+    Json(shared.lock().functions())
 }
 
 async fn function(
-    State(host): State<Shared>,
+    State(shared): State<Shared>,
     Segment(address): Segment<String>,
-) -> Result<Json<FunctionInfo>, (StatusCode, String)> {
-    let wanted: pci::Address = address.parse().map_err(|e| (StatusCode::BAD_REQUEST, format!("{e}\n")))?;
-    let wanted = wanted.to_string();
-    let all = host.lock().unwrap_or_else(|e| e.into_inner()).functions();
-    let found = all.into_iter().find(|f| f.address == wanted);
-    found.map(Json).ok_or_else(|| (StatusCode::NOT_FOUND, format!("no function at {wanted}\n")))
+) -> Result<Json<FunctionInfo>, Refused> {
+    let wanted = parse_address(&address)?.to_string();
+    let found = shared.lock().functions().into_iter().find(|f| f.address == wanted);
+    found.map(Json).ok_or_else(|| absent(&wanted))
+}
+
+async fn groups(State(shared): State<Shared>) -> Result<Json<Vec<GroupReport>>, Refused> {
+    Ok(Json(shared.survey()?.groups()))
+}
+
+async fn reset_groups(
+    State(shared): State<Shared>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Result<Json<Vec<ResetReport>>, Refused> {
+    let user = user(&query)?;
+    Ok(Json(shared.survey()?.reset_groups(user.as_deref())))
+}
+
+async fn reset_group(
+    State(shared): State<Shared>,
+    Segment(address): Segment<String>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Result<Json<ResetReport>, Refused> {
+    let (address, user) = (parse_address(&address)?, user(&query)?);
+    let found = shared.survey()?.reset_group(address, user.as_deref());
+    found.map(Json).ok_or_else(|| absent(&address.to_string()))
+}
+
+/// What was injected, by address. Malformed text is 400 with line and column;
+/// what Linux would refuse is 422 with its errno.
+async fn inject(
+    State(shared): State<Shared>,
+    Query(query): Query<HashMap<String, String>>,
+    body: String,
+) -> Result<Json<Vec<String>>, Refused> {
+    let injections = pci::aer::parse(&body).map_err(|e| (StatusCode::BAD_REQUEST, format!("{e}\n")))?;
+    let target = query.get("id").map(|id| parse_address(id)).transpose()?;
+    let done = shared.lock().inject(&injections, target);
+    // Deadlines and sysfs have changed.
+    shared.waker.wake();
+    let done = done.map_err(|e| (StatusCode::UNPROCESSABLE_ENTITY, format!("{e}\n")))?;
+    Ok(Json(done.into_iter().map(|injected| injected.address.to_string()).collect()))
+}
+
+fn parse_address(text: &str) -> Result<Address, Refused> {
+    text.parse().map_err(|e: pci::AddressError| (StatusCode::BAD_REQUEST, format!("{e}\n")))
+}
+
+fn absent(address: &str) -> Refused {
+    (StatusCode::NOT_FOUND, format!("no function at {address}\n"))
+}
+
+fn user(query: &HashMap<String, String>) -> Result<Option<Vec<Address>>, Refused> {
+    query.get("user").map(|list| list.split(',').map(parse_address).collect()).transpose()
 }
 
 /// Asks a running lab; the body of its answer.
-pub(crate) fn ask(socket: &Path, request: &str) -> Result<String> {
+pub(crate) fn ask(socket: &Path, path: &str) -> Result<String> {
+    send(socket, "GET", path, String::new())
+}
+
+/// Makes a running lab do something; the body of its answer.
+pub(crate) fn post_to(socket: &Path, path: &str, body: String) -> Result<String> {
+    send(socket, "POST", path, body)
+}
+
+fn send(socket: &Path, method: &str, path: &str, body: String) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
         let stream = tokio::net::UnixStream::connect(socket)
@@ -101,7 +190,11 @@ pub(crate) fn ask(socket: &Path, request: &str) -> Result<String> {
             .with_context(|| format!("no lab answers at {}; start one with --control", socket.display()))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let talk = async {
-            let request = hyper::Request::get(request).header("host", "lab").body(Empty::<Bytes>::new())?;
+            let request = hyper::Request::builder()
+                .method(method)
+                .uri(path)
+                .header("host", "lab")
+                .body(Full::new(Bytes::from(body)))?;
             let response = sender.send_request(request).await?;
             let status = response.status();
             let body = response.into_body().collect().await?.to_bytes();

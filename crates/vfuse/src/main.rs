@@ -8,6 +8,7 @@ mod kernel;
 mod log;
 mod platform;
 mod storage;
+mod topology;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use host::{FunctionInfo, Host, Lab};
 
-use crate::args::{Arguments, Command, DeviceCommand, LabCommand, Run};
+use crate::args::{AerCommand, Arguments, Command, DeviceCommand, LabCommand, Run};
 
 /// Usage errors, a lab that cannot be used among them, as in most commands.
 const USAGE: u8 = 2;
@@ -28,6 +29,9 @@ fn main() -> ExitCode {
         Command::Run(run) => self::run(run, arguments.verbose),
         Command::Lab(LabCommand::Check { file }) => log::start(arguments.verbose, None).and_then(|()| check(file)),
         Command::Device(DeviceCommand::List { control, json }) => list(control, *json),
+        Command::Group(command) => topology::group(command),
+        Command::ResetGroup(command) => topology::reset_group(command),
+        Command::Aer(AerCommand::Inject { file, id, control }) => inject(file.as_deref(), *id, control),
     };
     result.unwrap_or_else(|error| match error.downcast_ref::<intercept::Error>() {
         // Its message has the cause in it.
@@ -51,7 +55,10 @@ fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
     let host = Host::new(lab, Arc::clone(&platform) as _, Box::new(storage::Real))?;
     let host = Arc::new(Mutex::new(host));
     let control = match &run.control {
-        Some(path) => Some(control::Control::serve(path, Arc::clone(&host))?),
+        Some(path) => {
+            let shared = control::Shared { host: Arc::clone(&host), waker: waker.clone() };
+            Some(control::Control::serve(path, shared)?)
+        }
         None => None,
     };
     let (program, rest) = run.program.split_first().context("no program given")?;
@@ -96,6 +103,26 @@ fn list(control: &Path, json: bool) -> Result<ExitCode> {
     } else {
         let functions: Vec<FunctionInfo> = serde_json::from_str(&answer).context("the lab's answer")?;
         print!("{}", host::table(&functions));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a file of the aer-inject tool and has its errors injected.
+fn inject(file: Option<&Path>, id: Option<pci::Address>, control: &Path) -> Result<ExitCode> {
+    let (name, text) = match file {
+        Some(file) => {
+            let name = file.display().to_string();
+            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+            (name, text)
+        }
+        None => ("standard input".to_owned(), std::io::read_to_string(std::io::stdin())?),
+    };
+    pci::aer::parse(&text).map_err(|error| anyhow::anyhow!("{name}:{error}"))?;
+    let id = id.map_or_else(String::new, |id| format!("?id={id}"));
+    let answer = control::post_to(control, &format!("/v1/aer/inject{id}"), text)?;
+    let done: Vec<String> = serde_json::from_str(&answer).context("the lab's answer")?;
+    for address in done {
+        println!("{address}");
     }
     Ok(ExitCode::SUCCESS)
 }
