@@ -5,15 +5,18 @@
 //! 4 KiB; first-stage tables are the program's own, nested in front of one.
 //! There are no vIOMMUs, as with VT-d in Linux 7.2.
 
+use std::any::Any;
 use std::sync::Arc;
 
-use iommu::{DirtyLog, Domain, Requester};
+use iommu::{DirtyLog, Domain, Requester, VtdStage1};
 use uapi::Errno;
 use uapi::iommufd::HwptFlags;
-use uapi::iommufd_hw::{HW_INFO_VTD, HwInfoVtd, NONE};
+use uapi::iommufd_hw::{
+    HW_INFO_VTD, HWPT_VTD_S1, HwInfoVtd, HwptVtdS1, INVALIDATE_VTD_S1, InvalidateVtdS1, NONE, VtdS1Flags,
+};
 use zerocopy::IntoBytes;
 
-use crate::driver::{Driver, Iommu, Paging, Target, UserData};
+use crate::driver::{Driver, Entries, Iommu, Nested, Paging, Target, UserData};
 
 /// 4 KiB, 2 MiB and 1 GiB.
 const PAGE_SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
@@ -83,9 +86,23 @@ impl Driver for Vtd {
         })
     }
 
+    fn alloc_nested(&self, parent: &Domain, flags: HwptFlags, data: &UserData<'_>) -> Result<Box<dyn Nested>, Errno> {
+        if !HwptFlags::PASID.contains(flags) || data.kind != HWPT_VTD_S1 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let config: HwptVtdS1 = data.read(HWPT_VTD_S1, size_of::<HwptVtdS1>())?;
+        // What the hardware does not have shows when it is attached.
+        let table = VtdStage1::new(config.pgtbl_addr, config.addr_width, false);
+        let stage1 = table.map(iommu::Nested::new);
+        Ok(Box::new(FirstStage { config, domain: Domain { stage1, ..parent.clone() } }))
+    }
+
     fn attach(&mut self, pasid: u32, target: Option<&Target<'_>>) -> Result<(), Errno> {
         if target.is_some_and(|target| target.dirty) && !self.dirty_tracking {
             return Err(Errno::EINVAL);
+        }
+        if let Some(table) = target.and_then(|target| target.nested) {
+            (table as &dyn Any).downcast_ref::<FirstStage>().ok_or(Errno::EINVAL)?.check()?;
         }
         // A function that was unplugged leaves nobody else with its requester.
         self.members.retain(|member| Arc::strong_count(member) > 1);
@@ -110,5 +127,54 @@ fn set(requester: &Requester, pasid: u32, domain: Option<Domain>) {
     match pasid {
         0 => requester.attach(domain),
         _ => drop(requester.attach_pasid(pasid, domain)),
+    }
+}
+
+/// A program's first-stage table.
+#[derive(Debug)]
+struct FirstStage {
+    config: HwptVtdS1,
+    domain: Domain,
+}
+
+impl FirstStage {
+    /// What is looked at when it is attached: `EINVAL`.
+    fn check(&self) -> Result<(), Errno> {
+        // Tables have four levels: 5-level paging is not in the capabilities.
+        if self.config.addr_width != 48 {
+            return Err(Errno::EINVAL);
+        }
+        let flags = VtdS1Flags::from_bits_retain(self.config.flags);
+        // Neither supervisor requests nor extended access bits.
+        if flags.intersects(VtdS1Flags::SRE | VtdS1Flags::EAFE) { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+}
+
+impl Nested for FirstStage {
+    fn domain(&self) -> Domain {
+        self.domain.clone()
+    }
+
+    fn invalidate(&mut self, entries: &mut Entries<'_>) -> Result<(), Errno> {
+        const LEAF: u32 = 1;
+        let Some(table) = self.domain.stage1.clone() else { return Ok(()) };
+        entries.each(INVALIDATE_VTD_S1, size_of::<InvalidateVtdS1>(), &mut |entry: &InvalidateVtdS1| {
+            if entry.flags & !LEAF != 0 || entry.reserved != 0 {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            let all = entry.npages == u64::MAX;
+            if !entry.addr.is_multiple_of(1 << PAGE_SHIFT) || (all && entry.addr != 0) {
+                return Err(Errno::EINVAL);
+            }
+            // Whatever wraps is everything that comes after.
+            let bytes = entry.npages.checked_mul(1 << PAGE_SHIFT);
+            let end = bytes.and_then(|bytes| entry.addr.checked_add(bytes)).filter(|_| !all);
+            match end {
+                Some(end) if end == entry.addr => {}
+                Some(end) => table.invalidate(entry.addr, end - 1),
+                None => table.invalidate(entry.addr, u64::MAX),
+            }
+            Ok(())
+        })
     }
 }
