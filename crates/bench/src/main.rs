@@ -16,6 +16,7 @@
 //! the program to measure, else it is the one beside this program.
 #![deny(unsafe_code)]
 
+mod accelerator;
 mod calls;
 mod client;
 mod copies;
@@ -36,11 +37,12 @@ use table::Table;
 /// Measures the rows of one group.
 type Group = fn(&mut Table);
 
-const GROUPS: [(&str, Group); 7] = [
+const GROUPS: [(&str, Group); 8] = [
     ("calls", calls::rows),
     ("maps", maps::rows),
     ("translation", translation::rows),
     ("copies", copies::rows),
+    ("dsa", accelerator::rows),
     ("qemu", qemu::rows),
     ("idle", idle::rows),
     ("start", start::rows),

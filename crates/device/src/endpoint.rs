@@ -286,7 +286,7 @@ impl Endpoint {
 /// the next time; the device never sees it.
 fn fill_with_ones(window: &dyn Window) {
     let slice = window.slice();
-    let ones = [0xff; 4096];
+    let ones = [0xff_u8; 4096];
     for at in (0..slice.len()).step_by(ones.len()) {
         let len = ones.len().min(slice.len() - at);
         if let Ok(part) = slice.subslice(at, len) {

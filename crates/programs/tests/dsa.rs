@@ -8,7 +8,8 @@ use std::time::Duration;
 use programs::{Expected, HugePages, Outcome, Vfuse, Way, in_each_way, selftest};
 
 const BDF: &str = "0000:01:00.0";
-const MODES: [&str; 2] = ["vfio_type1_iommu", "vfio_type1v2_iommu"];
+const MODES: [&str; 5] =
+    ["vfio_type1_iommu", "vfio_type1v2_iommu", "iommufd_compat_type1", "iommufd_compat_type1v2", "iommufd"];
 
 fn accelerator(way: Way, keys: &str) -> Vfuse {
     Vfuse::new(way).device(format!("dsa,addr=01:00.0,{keys}")).locks_memory().traps()
@@ -24,6 +25,16 @@ in_each_way! {
             report.expect(way, "", &Expected::all(7));
         }
     }
+}
+
+/// The same test on its second driver, that of I/OAT, which reads the state of
+/// a channel right behind each of its stores. Its storm moves 64 GiB: once.
+#[test]
+fn vfio_pci_driver_test_on_ioat() {
+    let (way, mode) = (Way::RootNamespaces, "vfio_type1v2_iommu");
+    let vfuse = Vfuse::new(way).device("ioat,addr=01:00.0").locks_memory().traps().limit(Duration::from_secs(120));
+    let report = selftest(&vfuse, "vfio_pci_driver_test", Some(mode), &["-v", mode, BDF]);
+    report.expect(way, "ioat", &Expected::all(7));
 }
 
 /// DPDK's test of DMA devices. It begins with DPDK's own software device, which

@@ -216,6 +216,7 @@ impl Device for Accelerator {
 
     fn publish(&mut self, io: &mut Io<'_>) {
         self.publish_registers(io);
+        portal::publish(io, self.queues.len());
     }
 
     fn collect(&mut self, io: &mut Io<'_>) {

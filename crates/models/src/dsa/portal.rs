@@ -61,6 +61,17 @@ pub(super) fn clear(io: &Io<'_>, queue: usize) {
     }
 }
 
+/// Pages have just appeared. While the device did not answer they were full of
+/// ones; what the program has stored otherwise is for the next look.
+pub(super) fn publish(io: &Io<'_>, queues: usize) {
+    let pages = Pages::of(io, PORTAL_BAR);
+    if pages.exist() {
+        for place in (0..queues as u64 * PORTALS * PAGE).step_by(DESCRIPTOR_BYTES) {
+            pages.take_long(place, u64::MAX, 0);
+        }
+    }
+}
+
 impl Accelerator {
     /// A descriptor for a queue.
     pub(super) fn submit(&mut self, io: &Io<'_>, number: usize, limited: bool, descriptor: Descriptor) -> Answer {

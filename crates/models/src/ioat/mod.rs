@@ -11,13 +11,14 @@
 //! with nothing to do says that it is suspended, which every driver takes for
 //! "may be started" and "has stopped" alike, and one that a driver has reset
 //! asks to be looked at all the time, as a poll-mode driver looks at its device.
+//! Once a store has trapped, states are those of hardware: nobody is late then.
 //!
 //! # What it doesn't do
 //! XOR and P+Q operations, DCA, more than one channel, interrupts by the pin.
 //! `CHANERR` of a mapped page is cleared by a reset of the channel: a store of
 //! the value that is already there cannot be seen. A driver that reads the
 //! state within nanoseconds of its store, as that of Linux's VFIO selftests
-//! does, is too quick for a mapped page.
+//! does, is too quick for a mapped page; its accesses have to trap.
 
 pub mod spec;
 
@@ -58,6 +59,8 @@ pub struct Engine {
     failed: bool,
     /// A driver has reset the channel and is there to use it.
     driven: bool,
+    /// The program's stores trap.
+    exact: bool,
     buffer: Box<[u8]>,
 }
 
@@ -79,6 +82,7 @@ impl Engine {
             next: None,
             failed: false,
             driven: false,
+            exact: false,
             buffer: vec![0; CHUNK].into(),
         };
         engine.power_on();
@@ -87,7 +91,7 @@ impl Engine {
 
     fn power_on(&mut self) {
         (self.state, self.done, self.last, self.next) = (State::Halted, 0, 0, None);
-        (self.failed, self.driven) = (false, false);
+        (self.failed, self.driven, self.exact) = (false, false, false);
         self.own.fill(0);
         self.own[spec::CHANCNT] = 1;
         self.own[spec::XFERCAP] = XFERCAP_LOG2;
@@ -101,7 +105,7 @@ impl Engine {
         let command = registers.load::<AtomicU8>(spec::CHANCMD);
         if command & spec::CMD_RESET != 0 {
             self.reset_channel(registers);
-            self.driven = true;
+            self.driven = !self.exact;
             registers.store::<AtomicU8>(spec::CHANCMD, 0);
             return Turn::Busy;
         }
@@ -131,9 +135,16 @@ impl Engine {
         self.forget_count(registers);
         registers.store::<AtomicU32>(spec::CHANERR, 0);
         self.last = 0;
-        // After an error a driver has given the rest of its chain, and waits
-        // until that is taken.
-        let state = if self.failed { State::Armed } else { State::Suspended };
+        let state = match (self.exact, self.failed) {
+            (true, _) => {
+                registers.store::<AtomicU64>(spec::CHAINADDR, 0);
+                State::Halted
+            }
+            // After an error a driver has given the rest of its chain, and
+            // waits until that is taken.
+            (false, true) => State::Armed,
+            (false, false) => State::Suspended,
+        };
         self.failed = false;
         self.set_state(state, registers);
     }
@@ -179,13 +190,15 @@ impl Engine {
                     registers.store::<AtomicU16>(spec::DMACOUNT, 0);
                     (self.done, self.next, self.failed) = (0, None, true);
                     self.set_state(State::Halted, registers);
-                    io.interrupts.message(0);
+                    if registers.load::<AtomicU16>(spec::CHANCTRL) & spec::CTRL_ERROR_INTERRUPT != 0 {
+                        io.interrupts.message(0);
+                    }
                     return false;
                 }
             }
             descriptors += 1;
         }
-        self.set_state(State::Suspended, registers);
+        self.set_state(if self.exact { State::Done } else { State::Suspended }, registers);
         false
     }
 
@@ -329,6 +342,7 @@ impl Device for Engine {
         if bar != 0 || offset >= spec::REGISTERS {
             return;
         }
+        self.exact = true;
         self.with(io, |engine, registers| {
             if let (spec::CHANERR, Ok(bits)) = (offset, <[u8; 4]>::try_from(data)) {
                 let errors = registers.load::<AtomicU32>(spec::CHANERR);

@@ -29,6 +29,8 @@ pub const CHANERR: usize = 0xa8;
 /// Bytes from the first to behind the last register.
 pub const REGISTERS: usize = 0xb0;
 
+/// [`CHANCTRL`]: interrupt when an error has halted the channel.
+pub const CTRL_ERROR_INTERRUPT: u16 = 0x10;
 /// [`CHANCMD`]: stop after what was asked for.
 pub const CMD_SUSPEND: u8 = 0x04;
 /// [`CHANCMD`]: drop everything.

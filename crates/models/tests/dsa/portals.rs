@@ -187,3 +187,17 @@ fn pages_that_go() {
     assert!(copied(&f, 4));
     assert_eq!(f.load(spec::GENCTRL), 1);
 }
+
+/// While the device does not answer the program sees ones, which are no
+/// descriptors afterwards.
+#[test]
+fn ones_are_no_descriptors() {
+    let mut f = ready(Access::Mapped);
+    f.memory.set(DATA, &[1]);
+    f.bench.endpoint.set_responding(false, 0);
+    assert_eq!(f.bench.load_bar(2, 0), u32::MAX);
+    f.bench.endpoint.set_responding(true, 0);
+    f.submit(0, 0, &moving(DATA, OTHER, 1));
+    f.bench.run();
+    assert_eq!((f.error(), f.get(OTHER, 1)), (0, vec![1]));
+}
