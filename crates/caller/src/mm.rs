@@ -31,7 +31,7 @@ pub trait Mm: Send + Sync + Debug {
     fn write(&self, addr: u64, buf: &[u8]) -> Result<(), Errno>;
 
     /// Makes `len` bytes at `vaddr` reachable for devices: `EFAULT` if a page
-    /// is not mapped or (with `write`) not writable.
+    /// is not mapped, is a device's, or (with `write`) not writable.
     fn pin(&self, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno>;
 }
 

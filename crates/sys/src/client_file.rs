@@ -107,7 +107,7 @@ impl Mm for ProgramMm {
     }
 
     fn pin(&self, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno> {
-        self.pinner.pin(&self.process, vaddr, len, write)
+        self.pinner.pin_pages(&self.process, vaddr, len, write)
     }
 }
 

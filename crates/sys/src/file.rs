@@ -511,6 +511,11 @@ fn own_file(key: &Key) -> Option<Arc<OwnedFd>> {
     own_files().get(&(key.dev, key.inode))?.upgrade()
 }
 
+/// Whether a mapping is of a device's registers.
+pub(crate) fn is_device(vma: &Vma) -> bool {
+    own_files().get(&(vma.dev, vma.inode)).is_some_and(|fd| fd.strong_count() > 0)
+}
+
 /// Makes a file of ours known.
 pub(crate) fn register(dev: u64, inode: u64, fd: &Arc<OwnedFd>) {
     let mut own = own_files();

@@ -19,7 +19,7 @@ use uapi::Errno;
 use vm_memory::VolatileSlice;
 
 use crate::client_file::OpenFile;
-use crate::file::{FileMemory, Files};
+use crate::file::{self, FileMemory, Files};
 use crate::process::Process;
 
 /// Most parts of one range that are kept apart.
@@ -56,6 +56,17 @@ impl Pinner {
     /// What [`caller::Caller::pin`] asks for: `EFAULT` if a part of the range
     /// is not mapped, or without the right.
     pub fn pin(&self, process: &Arc<Process>, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno> {
+        self.find(process, vaddr, len, write, true)
+    }
+
+    /// What [`caller::Mm::pin`] asks for: the same of ordinary memory only.
+    /// `EFAULT` also for a device's registers, which have no pages to pin;
+    /// type1 takes them, iommufd does not.
+    pub fn pin_pages(&self, process: &Arc<Process>, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno> {
+        self.find(process, vaddr, len, write, false)
+    }
+
+    fn find(&self, process: &Arc<Process>, vaddr: u64, len: u64, write: bool, devices: bool) -> Result<Pinned, Errno> {
         let end = vaddr.checked_add(len).ok_or(Errno::EFAULT)?;
         let mut parts: Vec<Part> = Vec::new();
         let mut too_many = false;
@@ -66,6 +77,9 @@ impl Pinner {
                 return Err(Errno::EFAULT);
             }
             let stop = vma.end.min(end);
+            if !devices && vma.shared && file::is_device(&vma) {
+                return Err(Errno::EFAULT);
+            }
             let kind = if vma.shared && vma.inode != 0 {
                 let offset = vma.offset + (at - vma.start);
                 match self.files.memory(process, &vma, offset, stop - at, write)? {

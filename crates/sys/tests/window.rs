@@ -11,6 +11,7 @@ use common::{Child, RO, RW, fill, map, peek, truncate};
 use device::{DeviceFile, DeviceFiles, RegionLayout};
 use sys::window::Memfd;
 use sys::{MemfdFiles, Pinner};
+use uapi::Errno;
 use vm_memory::Bytes;
 
 const BASE: u64 = 32 << 40;
@@ -143,6 +144,8 @@ fn a_mapped_bar_can_be_pinned() {
         turns.give(map(0, 1 << 20, RW, libc::MAP_SHARED, fd.as_raw_fd(), offset(0)));
     });
     let (addr, pinner, process) = (child.take(), Pinner::new(), child.process());
+    // IOMMUFD-5.6: type1 takes another device's registers, iommufd has no pages of theirs.
+    assert_eq!(pinner.pin_pages(&process, addr + PAGE, PAGE, true).unwrap_err(), Errno::EFAULT);
     let pinned = pinner.pin(&process, addr + PAGE, PAGE, true).unwrap();
     let slice = pinned.memory.slice(pinned.offset, 4096).unwrap();
     slice.write_obj(0x42u8, 1).unwrap();
