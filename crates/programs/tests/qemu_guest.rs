@@ -89,6 +89,16 @@ fn uses_the_disk(vfuse: Vfuse, options: &[&str]) -> Vfuse {
     vfuse
 }
 
+in_each_way! {
+    /// GRP-059, GRP-072, GRP-073: QEMU's other interface, and zero-copy DMA.
+    fn guest_by_iommufd(way) {
+        let device = format!("{DEVICE},iommufd=i0");
+        let options = [&MEMFD[..], &["-object", "iommufd,id=i0", "-device", &device]].concat();
+        let vfuse = uses_the_disk(Vfuse::new(way), &options);
+        assert_eq!(vfuse.events("dma.copied"), 0, "shared memory");
+    }
+}
+
 /// Guest memory without a file is reached by copies; with one, never. The trace
 /// tells.
 #[test]
