@@ -69,7 +69,12 @@ impl Host {
             ..lab.vfio.clone()
         };
         let vfio = Vfio::new(Arc::clone(&platform), options);
-        let options = iommufd::Options { selftest: lab.iommu.selftest, ..iommufd::Options::default() };
+        let options = iommufd::Options {
+            selftest: lab.iommu.selftest,
+            allow_unsafe_interrupts: lab.vfio.allow_unsafe_interrupts,
+            address_width: lab.iommu.address_width,
+            ..iommufd::Options::default()
+        };
         let iommufd = Iommufd::new(Arc::clone(&platform), options, vfio.accounts().clone());
         let drivers = Drivers::of(&board);
         let mut host = Host {

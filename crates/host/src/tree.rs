@@ -91,7 +91,8 @@ impl Tree {
     pub(crate) fn link(&mut self, path: &str, target: &str) {
         let from: Vec<&str> = path.split('/').collect();
         let to: Vec<&str> = target.split('/').collect();
-        let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+        // The target's own name is always told, also where the link is below it.
+        let common = from.iter().zip(&to[..to.len() - 1]).take_while(|(a, b)| a == b).count();
         let up = from.len() - common - 1;
         let parts: Vec<&str> = std::iter::repeat_n("..", up).chain(to[common..].iter().copied()).collect();
         self.add(path, Entry::Link(parts.join("/")));

@@ -175,6 +175,50 @@ fn a_group_has_a_node_while_vfio_has_a_member() {
 }
 
 /// GRP-034, GRP-061
+/// GRP-047, GRP-058, GRP-059, API-102, API-121
+#[test]
+fn a_device_of_vfio_pci_has_a_node_of_its_own() {
+    let mut host = one();
+    let node = |host: &Host, n: u32| host.tree().get(&format!("/dev/vfio/devices/vfio{n}")).cloned();
+    assert_eq!(node(&host, 0), Some(Entry::Device(Node::VfioCdev(0))));
+    assert_eq!(node(&host, 1), None);
+    let tree = host.tree();
+    let dir = "/sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0/vfio-dev/vfio0";
+    let (major, minor) = host::tree::NODE_DEVICE;
+    assert_eq!(text(&tree, &format!("{dir}/dev")), format!("{major}:{minor}\n"));
+    assert!(text(&tree, &format!("{dir}/uevent")).ends_with("DEVNAME=vfio/devices/vfio0\n"));
+    assert_eq!(link(&tree, &format!("{dir}/device")), "../../../0000:01:00.0");
+    assert_eq!(link(&tree, &format!("{dir}/subsystem")), "../../../../../../class/vfio-dev");
+    assert!(link(&tree, "/sys/class/vfio-dev/vfio0").ends_with("0000:01:00.0/vfio-dev/vfio0"));
+
+    // GRP-064: an open node keeps the driver, bound or not.
+    let client = Client::new(1);
+    let file = host.open(Node::VfioCdev(0), &client).unwrap();
+    assert_eq!(host.kind(file), Some(host::FileKind::VfioDevice));
+    assert!(host.device_file(file).is_some());
+    assert!(host.is_open("0000:01:00.0".parse().unwrap()));
+    host.release(file);
+    store(&mut host, "/sys/bus/pci/drivers/vfio-pci/unbind", "0000:01:00.0").unwrap();
+    assert_eq!(node(&host, 0), None);
+    assert_eq!(host.open(Node::VfioCdev(0), &client), Err(Errno::ENODEV));
+    store(&mut host, "/sys/bus/pci/devices/0000:01:00.0/driver_override", "vfio-pci").unwrap();
+    store(&mut host, "/sys/bus/pci/drivers_probe", "0000:01:00.0").unwrap();
+    assert_eq!(node(&host, 0), Some(Entry::Device(Node::VfioCdev(0))));
+}
+
+/// API-023, IOMMUFD-1.1
+#[test]
+fn the_containers_node_may_be_iommufds() {
+    let mut host = lab("[vfio]\ncontainer = \"iommufd\"\n");
+    let client = Client::new(1);
+    let file = host.open(Node::VfioContainer, &client).unwrap();
+    assert_eq!(host.kind(file), Some(host::FileKind::Iommufd));
+    assert_eq!(host.ioctl(file, 0x3b65, 3, &client), Ok(caller::Reply::Value(1)));
+    assert_eq!(host.ioctl(file, 0x3b66, 3, &client), Err(Errno::ENODEV), "no IOAS");
+    assert!(Lab::parse("lab", "[vfio]\ncontainer = \"both\"\n").is_err());
+    assert!(Lab::parse("lab", "[iommu]\npasid_bits = 21\n").is_err());
+}
+
 #[test]
 fn drivers_are_bound_by_override_or_by_id() {
     let mut host = one();

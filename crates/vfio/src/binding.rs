@@ -161,6 +161,8 @@ fn properties(address: Address, board: &Board, options: &Options) -> DevicePrope
     let width = pasid.map_or(0, |register| (register >> 8 & 0x1f) as u8).min(options.pasid_bits).min(20);
     let has = |f: Option<&pci::Function>, id| f.is_some_and(|f| f.extended_capability(id).is_some());
     DeviceProperties {
+        coherent: options.cache_coherency,
+        isolated_msi: options.interrupt_remapping,
         dirty_tracking: options.dirty_tracking,
         max_pasids: if width == 0 { 0 } else { 1 << width },
         pasid_exec: width > 0 && pasid.is_some_and(|register| register & 2 != 0),
@@ -168,6 +170,6 @@ fn properties(address: Address, board: &Board, options: &Options) -> DevicePrope
         ats: has(function, cap::EXT_ATS),
         vf_of_pri_pf: is_virtual && has(physical, cap::EXT_PRI),
         reserved: vec![(pci::MSI_WINDOW.start, pci::MSI_WINDOW.end)],
-        ..DeviceProperties::default()
+        responder: None,
     }
 }

@@ -12,6 +12,7 @@ use iommufd::Iommufd;
 use pci::{Address, FabricBuilder, FunctionSpec};
 use uapi::Errno;
 use uapi::vfio::container::SET_IOMMU;
+use uapi::vfio::device::{ATTACH_IOMMUFD_PT, BIND_IOMMUFD, DETACH_IOMMUFD_PT};
 use uapi::vfio::group::{GET_DEVICE_FD, SET_CONTAINER};
 
 use crate::{Context, Options, Vfio};
@@ -235,6 +236,68 @@ impl Lab {
         self.set_container(group, container).unwrap();
         self.ioctl(container, SET_IOMMU, number).unwrap();
         (container, group)
+    }
+
+    /// Plugs a device in that can be opened, into a group of the test's, with
+    /// a node of its own.
+    pub(crate) fn plug_in(&mut self, group: u32, address: &str, driver: Option<Driver>) {
+        let at: Address = address.parse().unwrap();
+        let spec = FunctionSpec { vendor: 0x1234, device: 0x5678, ..FunctionSpec::default() };
+        self.board.fabric.plug_auto(at, spec).unwrap();
+        self.add(group, address, driver);
+        self.vfio.driver_bound(at, &self.board);
+    }
+
+    /// Opens `/dev/vfio/devices/vfioN`.
+    pub(crate) fn open_cdev(&mut self, number: u32) -> Result<FileId, Errno> {
+        let file = self.files.allocate();
+        self.vfio.open_cdev(file, number, &self.board).map(|()| file)
+    }
+
+    /// Opens `/dev/iommu`.
+    pub(crate) fn open_iommufd(&mut self) -> FileId {
+        let file = self.files.allocate();
+        self.iommufd.open(file, false);
+        file
+    }
+
+    /// `ioctl` on `/dev/iommu` with a structure, which is read back.
+    pub(crate) fn iommufd_call<const N: usize>(
+        &mut self,
+        file: FileId,
+        request: u32,
+        words: [u32; N],
+    ) -> Result<[u32; N], Errno> {
+        let arg = self.client.put(&words);
+        let mut call = iommufd::Call { caller: &self.client, files: &mut self.files };
+        self.iommufd.ioctl(file, request, arg, &mut call)?;
+        Ok(self.client.get(arg))
+    }
+
+    /// A new IOAS.
+    pub(crate) fn ioas(&mut self, file: FileId) -> u32 {
+        self.iommufd_call(file, 0x3b81, [12, 0, 0]).unwrap()[2]
+    }
+
+    /// BIND_IOMMUFD; the device's id.
+    pub(crate) fn bind_cdev(&mut self, cdev: FileId, iommufd: FileId) -> Result<u32, Errno> {
+        let fd = self.client.fd(iommufd) as u32;
+        let arg = self.client.put(&[16, 0, fd, 0]);
+        self.ioctl(cdev, BIND_IOMMUFD, arg)?;
+        Ok(self.client.get::<[u32; 4]>(arg)[3])
+    }
+
+    /// ATTACH_IOMMUFD_PT; the HWPT.
+    pub(crate) fn attach(&mut self, cdev: FileId, pt_id: u32, pasid: Option<u32>) -> Result<u32, Errno> {
+        let arg = self.client.put(&[16, u32::from(pasid.is_some()), pt_id, pasid.unwrap_or(0)]);
+        self.ioctl(cdev, ATTACH_IOMMUFD_PT, arg)?;
+        Ok(self.client.get::<[u32; 4]>(arg)[2])
+    }
+
+    /// DETACH_IOMMUFD_PT.
+    pub(crate) fn detach(&mut self, cdev: FileId, pasid: Option<u32>) -> Result<u64, Errno> {
+        let arg = self.client.put(&[12, u32::from(pasid.is_some()), pasid.unwrap_or(0)]);
+        self.ioctl(cdev, DETACH_IOMMUFD_PT, arg)
     }
 
     /// Closes a file.

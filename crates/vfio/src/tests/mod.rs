@@ -2,6 +2,9 @@
 //! The subsystem as a program sees it, one file a topic.
 
 mod args;
+mod cdev;
+mod cdev_reset;
+mod compat;
 mod container;
 mod dirty;
 mod group;
