@@ -44,7 +44,11 @@ impl Accounts {
             return Ok(());
         }
         // Who is below the limit need not be asked for rights: that costs more.
-        let room = (caller.memlock_limit() / PAGE).saturating_sub(get(&books.processes, &caller.process()));
+        let used = get(&books.processes, &caller.process());
+        if used.checked_add(pages).and_then(|all| all.checked_mul(PAGE)).is_some_and(|all| caller.memlock_allows(all)) {
+            return Ok(());
+        }
+        let room = (caller.memlock_limit() / PAGE).saturating_sub(used);
         if pages <= room || caller.capable(Capability::IpcLock) { Ok(()) } else { Err(room) }
     }
 

@@ -87,6 +87,12 @@ pub trait Caller {
     /// `RLIMIT_MEMLOCK` in bytes; `u64::MAX` for none.
     fn memlock_limit(&self) -> u64;
 
+    /// Whether `RLIMIT_MEMLOCK` is at least so many bytes. May say yes by what
+    /// it was a moment ago, and so be quicker.
+    fn memlock_allows(&self, bytes: u64) -> bool {
+        bytes <= self.memlock_limit()
+    }
+
     /// Whose memory it is.
     fn process(&self) -> ProcessId;
 

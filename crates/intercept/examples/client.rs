@@ -58,6 +58,7 @@ fn main() {
         Some("exec-queue") => iommu::exec_queue(args[1].parse().unwrap()),
         Some("outlives") => iommu::outlives(),
         Some("reuse") => reuse(),
+        Some("rights") => rights(),
         Some("hang") => hang(),
         Some("waits") => waits::all(),
         Some("store-waits") => waits::store(),
@@ -220,6 +221,70 @@ fn bench() {
     let byte = &raw mut byte;
     median("pread-ordinary", &|| assert_eq!(unsafe { libc::pread(file, byte.cast(), 1, 0) }, 1));
     median("ioctl-ordinary", &|| assert_eq!(ioctl_value(file, 0x5401, 0), Err(libc::ENOTTY)));
+}
+
+/// Limits and rights count as they are at each call, whoever changed them.
+fn rights() {
+    const HIGH: u64 = 4 << 20;
+    const LOW: u64 = 1 << 20;
+    let container = container();
+    let mark = |iova: u64, size: u64| {
+        let mut map = [32u64 | 3 << 32, 0, iova, size];
+        ioctl(container, MAP_DMA, map.as_mut_ptr())
+    };
+    let allows = |bytes: u64| match mark(0xa110c, bytes) {
+        Ok(0) => true,
+        Err(libc::ENOMEM) => false,
+        other => panic!("{other:?}"),
+    };
+    let soft = |bytes: u64| {
+        let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        unsafe {
+            assert_eq!(libc::getrlimit64(libc::RLIMIT_MEMLOCK, &raw mut limit), 0);
+            limit.rlim_cur = bytes;
+            assert_eq!(libc::setrlimit64(libc::RLIMIT_MEMLOCK, &raw const limit), 0);
+        }
+    };
+    let of = |pid: c_int, bytes: u64| {
+        let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        unsafe {
+            assert_eq!(libc::prlimit64(pid, libc::RLIMIT_MEMLOCK, std::ptr::null(), &raw mut limit), 0);
+            limit.rlim_cur = bytes;
+            assert_eq!(libc::prlimit64(pid, libc::RLIMIT_MEMLOCK, &raw const limit, std::ptr::null_mut()), 0);
+        }
+    };
+    // Asked twice: the second time it may be remembered.
+    let is = |limit: u64| {
+        for _ in 0..2 {
+            assert!(allows(limit) && !allows(limit + 1));
+        }
+    };
+    let own = unsafe { libc::getpid() };
+    for change in [&soft as &dyn Fn(u64), &|bytes| of(0, bytes)] {
+        for bytes in [HIGH, LOW, HIGH] {
+            change(bytes);
+            is(bytes);
+        }
+    }
+    // A child's is its own; then it changes ours.
+    let pid = child(|| {
+        is(HIGH);
+        soft(LOW);
+        is(LOW);
+    });
+    assert_eq!(wait(pid), 0);
+    is(HIGH);
+    let pid = child(|| of(own, LOW));
+    assert_eq!(wait(pid), 0);
+    is(LOW);
+
+    // A user namespace of its own takes the machine's rights.
+    let capable = || mark(0xcab1e, 0) == Ok(0);
+    let before = capable();
+    assert_eq!(capable(), before);
+    if unsafe { libc::unshare(libc::CLONE_NEWUSER) } == 0 {
+        assert!(!capable() && !capable());
+    }
 }
 
 /// Numbers that mean another file right after a close, in many processes. No

@@ -320,6 +320,22 @@ impl State {
         Ok(self.duplicate_queue(n, listener, fd, target)?.unwrap_or(Outcome::GoOn))
     }
 
+    /// The rights of the process are about to change, or (`others`) maybe those
+    /// of another.
+    pub(crate) fn rights_change(
+        &mut self,
+        n: &Notification,
+        listener: &Listener,
+        others: bool,
+    ) -> Result<Outcome, Errno> {
+        if others {
+            self.processes.limits_change();
+        } else {
+            self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?.rights.change();
+        }
+        Ok(Outcome::GoOn)
+    }
+
     /// `execve` is about to replace memory and close descriptors.
     pub(crate) fn exec(&mut self, n: &Notification, listener: &Listener) -> Result<Outcome, Errno> {
         self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?.before_exec();

@@ -126,6 +126,24 @@ pub(crate) fn assemble(choice: &Choice) -> Vec<sock_filter> {
     filter.call(libc::SYS_execve, notify());
     filter.call(libc::SYS_execveat, notify());
 
+    // What changes a process's rights (`rights`).
+    let memlock = libc::RLIMIT_MEMLOCK;
+    filter.call(libc::SYS_setrlimit, Block::default().load_low(0).if_equal(memlock, NOTIFY).ret(ALLOW));
+    filter.call(
+        libc::SYS_prlimit64,
+        Block::default()
+            .load_low(1)
+            .if_not_equal(memlock, ALLOW)
+            .load_low(2)
+            .if_not_equal(0, NOTIFY)
+            .load_high(2)
+            .if_not_equal(0, NOTIFY)
+            .ret(ALLOW),
+    );
+    let new_user = libc::CLONE_NEWUSER as u32;
+    filter.call(libc::SYS_unshare, Block::default().load_low(0).and(new_user).if_equal(new_user, NOTIFY).ret(ALLOW));
+    filter.call(libc::SYS_setns, notify());
+
     if choice.sysfs_writable {
         let small = queue().load_high(2).if_not_equal(0, ALLOW).load_low(2);
         filter.call(libc::SYS_write, small.if_at_least(ATTRIBUTE_MAX + 1, ALLOW).ret(NOTIFY));
@@ -239,6 +257,20 @@ mod tests {
         assert!(open(Choice::default(), libc::O_WRONLY | libc::O_CREAT));
         assert!(open(Choice { paths: true, ..Choice::default() }, libc::O_RDONLY));
         assert!(open(Choice { reads: true, ..Choice::default() }, libc::O_RDONLY));
+    }
+
+    #[test]
+    fn what_changes_rights() {
+        let limit = |nr, args: [u64; 3]| verdict(Choice::default(), nr, [args[0], args[1], args[2], 0, 0, 0]);
+        let (memlock, files) = (u64::from(libc::RLIMIT_MEMLOCK), u64::from(libc::RLIMIT_NOFILE));
+        assert!(limit(libc::SYS_setrlimit, [memlock, 0x7fff_0000_0000, 0]));
+        assert!(!limit(libc::SYS_setrlimit, [files, 0x7fff_0000_0000, 0]));
+        assert!(limit(libc::SYS_prlimit64, [0, memlock, 0x7fff_0000_0000]));
+        assert!(limit(libc::SYS_prlimit64, [1, memlock, 8]));
+        assert!(!limit(libc::SYS_prlimit64, [0, memlock, 0]), "only asks");
+        assert!(!limit(libc::SYS_prlimit64, [0, files, 8]));
+        assert!(limit(libc::SYS_unshare, [(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64, 0, 0]));
+        assert!(!limit(libc::SYS_unshare, [libc::CLONE_NEWNS as u64, 0, 0]));
     }
 
     #[test]

@@ -81,6 +81,7 @@ mod processes;
 mod program;
 mod queues;
 mod resolve;
+mod rights;
 mod run;
 mod scratch;
 mod side;

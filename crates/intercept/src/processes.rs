@@ -21,6 +21,7 @@ use uapi::Errno;
 use crate::FileKind;
 use crate::ints::IntMap;
 use crate::listener::to_core;
+use crate::rights::Rights;
 
 /// Most descriptor numbers remembered for one process.
 const MAX_KNOWN: usize = 65536;
@@ -41,6 +42,8 @@ pub(crate) struct Known {
 pub(crate) struct Process {
     /// Its pid.
     pub(crate) pid: i32,
+    /// What it may do.
+    pub(crate) rights: Rights,
     pidfd: OwnedFd,
     id: ProcessId,
     memory: Option<Arc<sys::process::Process>>,
@@ -131,6 +134,8 @@ pub(crate) struct Processes {
     thread_fds: HashMap<i32, OwnedFd>,
     last: Option<(i32, usize)>,
     next_id: u64,
+    /// Processes change the limits of others.
+    limits_change: bool,
     /// Where ends of processes are reported, with the thread id as data.
     ends: Arc<OwnedFd>,
 }
@@ -144,6 +149,7 @@ impl Processes {
             thread_fds: HashMap::new(),
             last: None,
             next_id: 1,
+            limits_change: false,
             ends,
         }
     }
@@ -166,6 +172,7 @@ impl Processes {
             if !process.memory.as_ref().is_some_and(|memory| memory.is_alive()) {
                 process.id = ProcessId(*next_id);
                 *next_id += 1;
+                process.rights = Rights::new(self.limits_change);
             }
             // Also after an exec that failed: the old handle has become slow.
             process.memory = None;
@@ -195,6 +202,7 @@ impl Processes {
         self.watch_end(pidfd.as_fd(), pid);
         let process = Process {
             pid,
+            rights: Rights::new(self.limits_change),
             pidfd,
             id: ProcessId(self.next_id),
             memory: None,
@@ -261,6 +269,15 @@ impl Processes {
     /// The address space of a process that has made a call.
     pub(crate) fn id_of(&self, pid: i32) -> Option<ProcessId> {
         self.processes.iter().flatten().find(|process| process.pid == pid).map(Process::id)
+    }
+
+    /// The limits of any process may change.
+    pub(crate) fn limits_change(&mut self) {
+        // Those that come are not known to be spared, either.
+        self.limits_change = true;
+        for process in self.processes.iter().flatten() {
+            process.rights.change();
+        }
     }
 
     /// Pids of those that live.

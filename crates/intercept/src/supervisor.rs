@@ -182,6 +182,8 @@ impl State {
             libc::SYS_dup | libc::SYS_dup3 | libc::SYS_fcntl => self.duplicated(n, listener),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_dup2 => self.duplicated(n, listener),
+            libc::SYS_setrlimit | libc::SYS_unshare | libc::SYS_setns => self.rights_change(n, listener, false),
+            libc::SYS_prlimit64 => self.rights_change(n, listener, n.args[0] as i32 != 0),
             libc::SYS_ftruncate => self.resize(n, listener, Errno::EINVAL),
             libc::SYS_fallocate => self.resize(n, listener, Errno::ENODEV),
             _ if self.isolation == Isolation::Paths => self.path_call(n, listener),

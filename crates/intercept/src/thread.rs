@@ -97,12 +97,15 @@ impl Caller for Thread<'_> {
     }
 
     fn capable(&self, capability: Capability) -> bool {
-        sys::limits::Capabilities::of(self.tid).is_ok_and(|all| all.has(capability))
+        self.process.rights.capable(self.tid, capability)
     }
 
     fn memlock_limit(&self) -> u64 {
-        // A limit that cannot be read is the strictest.
-        sys::limits::memlock(self.process.pid).unwrap_or(0)
+        self.process.rights.memlock(self.process.pid)
+    }
+
+    fn memlock_allows(&self, bytes: u64) -> bool {
+        self.process.rights.memlock_allows(self.process.pid, bytes)
     }
 
     fn process(&self) -> ProcessId {

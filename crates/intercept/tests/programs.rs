@@ -69,6 +69,12 @@ fn a_close_before_a_call_is_never_missed() {
     }
 }
 
+// API-076
+#[test]
+fn limits_and_rights_are_those_of_the_moment() {
+    client(&["rights"]);
+}
+
 #[test]
 fn descriptors_sent_to_another_process() {
     client(&["scm"]);

@@ -60,31 +60,44 @@ pub fn user(pid: i32) -> Result<u32, Errno> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     effective: u64,
-    first_namespace: bool,
+    /// `None`: not asked for, since there are none.
+    first_namespace: Option<bool>,
 }
 
 impl Capabilities {
     /// Those that thread or process `pid` has now. `ESRCH`, `EACCES`.
     pub fn of(pid: i32) -> Result<Capabilities, Errno> {
+        Capabilities::in_namespace(pid, None)
+    }
+
+    /// The same where it is known already whether its user namespace is the
+    /// machine's first.
+    pub fn in_namespace(pid: i32, first: Option<bool>) -> Result<Capabilities, Errno> {
         // One short call, where the text of `status` takes tens of them.
         let name = Pid::from_raw(pid).ok_or(Errno::from_raw(libc::ESRCH))?;
         let sets = rustix::thread::capabilities(Some(name)).map_err(|e| Errno::from_raw(e.raw_os_error()))?;
         let effective = sets.effective.bits();
-        if effective == 0 {
-            return Ok(Capabilities { effective, first_namespace: false });
+        if effective == 0 || first.is_some() {
+            return Ok(Capabilities { effective, first_namespace: first });
         }
         let first_namespace = match std::fs::metadata(format!("/proc/{pid}/ns/user")) {
             Ok(namespace) => namespace.ino() == FIRST_USER_NAMESPACE,
             // A kernel without user namespaces has one for all.
             Err(e) => e.kind() == std::io::ErrorKind::NotFound,
         };
-        Ok(Capabilities { effective, first_namespace })
+        Ok(Capabilities { effective, first_namespace: Some(first_namespace) })
+    }
+
+    /// Whether its user namespace is the machine's first, if that was asked.
+    #[must_use]
+    pub fn first_namespace(&self) -> Option<bool> {
+        self.first_namespace
     }
 
     /// Whether the kernel's `capable()` would say yes.
     #[must_use]
     pub fn has(&self, capability: Capability) -> bool {
-        self.first_namespace && self.has_in_own_namespace(capability)
+        self.first_namespace == Some(true) && self.has_in_own_namespace(capability)
     }
 
     /// Whether the program's own user namespace grants it.
@@ -127,10 +140,10 @@ mod tests {
 
     #[test]
     fn rights_of_a_user_namespace_are_not_the_machines() {
-        let all = Capabilities { effective: u64::MAX, first_namespace: false };
+        let all = Capabilities { effective: u64::MAX, first_namespace: Some(false) };
         assert!(!all.has(Capability::IpcLock));
         assert!(all.has_in_own_namespace(Capability::IpcLock));
-        let only_lock = Capabilities { effective: 1 << 14, first_namespace: true };
+        let only_lock = Capabilities { effective: 1 << 14, first_namespace: Some(true) };
         assert!(only_lock.has(Capability::IpcLock));
         assert!(!only_lock.has(Capability::SysRawio) && !only_lock.has(Capability::SysResource));
     }
@@ -138,7 +151,8 @@ mod tests {
     #[test]
     fn own_capabilities_are_read() {
         let mine = Capabilities::of(me()).unwrap();
-        if rustix::process::geteuid().is_root() && mine.first_namespace {
+        assert_eq!(Capabilities::in_namespace(me(), mine.first_namespace), Ok(mine));
+        if rustix::process::geteuid().is_root() && mine.first_namespace == Some(true) {
             assert_eq!(mine.has(Capability::IpcLock), mine.effective >> 14 & 1 == 1);
         }
         assert!(Capabilities::of(i32::MAX).is_err());

@@ -137,6 +137,14 @@ impl Kernel for Fake {
                 let mut map = [0u8; 32];
                 caller.read(arg, &mut map)?;
                 let word = |n: usize| u64::from_le_bytes(map[n..n + 8].try_into().unwrap());
+                // Marks in the address: only whether the caller has the right.
+                if word(16) == 0xa110c {
+                    return if caller.memlock_allows(word(24)) { Ok(Reply::Value(0)) } else { Err(Errno::ENOMEM) };
+                }
+                if word(16) == 0xcab1e {
+                    let capable = caller.capable(caller::Capability::IpcLock);
+                    return if capable { Ok(Reply::Value(0)) } else { Err(Errno::EPERM) };
+                }
                 if word(24) != 0 {
                     caller.pin(word(8), word(24), true)?;
                 }
