@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use programs::{Vfuse, Way, in_each_way};
 
@@ -28,6 +29,42 @@ in_each_way! {
         assert_eq!(left(&vfuse), Vec::<String>::new());
     }
 
+    /// The same on `/dev/iommu`, with a mock IOMMU and a controller that does
+    /// DMA through what is mapped and unmapped meanwhile.
+    fn hostile_programs_on_iommufd_harm_nobody_else(way) {
+        let (vfuse, hostile) = prepared(way);
+        let vfuse = vfuse.lab(LAB);
+        let lines = format!(
+            "{hostile} iommufd 2000 1 exit | cat
+             {hostile} iommufd 1500 2 kill | cat
+             {hostile} iommufd 700 3 kill | cat
+             qemu-io -f raw -c 'write -P 0x5a 0 1M' -c 'read -P 0x5a 0 1M' nvme://0000:01:00.0/1
+             echo served"
+        );
+        let outcome = vfuse.shell(&lines);
+        outcome.succeeded().said("ended after").said("killed after").said("served").said("read 1048576/1048576");
+        for word in ["panicked", "verification failed"] {
+            assert!(!outcome.text.contains(word), "{}", outcome.text);
+        }
+        assert_eq!(left(&vfuse), Vec::<String>::new());
+    }
+
+    /// Who wants more than there is gets an errno; the supervisor keeps its
+    /// size, and serves the next one.
+    fn a_greedy_program_is_refused(way) {
+        let (vfuse, hostile) = prepared(way);
+        let vfuse = vfuse.lab(LAB).limit(Duration::from_secs(120));
+        let outcome = vfuse.shell(&format!(
+            "{hostile} greedy 5000
+             qemu-io -f raw -c 'write -P 0x5a 0 1M' -c 'read -P 0x5a 0 1M' nvme://0000:01:00.0/1"
+        ));
+        outcome.succeeded().said("read 1048576/1048576");
+        assert!(!outcome.text.contains("panicked"), "{}", outcome.text);
+        let size = outcome.text.lines().find_map(|line| line.strip_prefix("supervisor: ")?.strip_suffix(" KiB at most"));
+        let size: u64 = size.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{}", outcome.text));
+        assert!(size < 512 << 10, "the supervisor has grown to {size} KiB:\n{}", outcome.text);
+    }
+
     /// The program that vfuse itself has started is the one that dies.
     fn a_killed_program_takes_vfuse_with_it(way) {
         let (vfuse, hostile) = prepared(way);
@@ -37,6 +74,8 @@ in_each_way! {
         assert_eq!(left(&vfuse), Vec::<String>::new());
     }
 }
+
+const LAB: &str = "[iommu]\nselftest = true\n\n[[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\nsize = \"64M\"\n";
 
 /// A run whose processes can be told by their environment, and the program.
 fn prepared(way: Way) -> (Vfuse, String) {

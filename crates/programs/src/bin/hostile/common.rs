@@ -151,7 +151,7 @@ impl Shared {
     /// Sends a descriptor through a socket; it may die on the way.
     fn pass(&self, rng: &mut Rng) {
         let mut pair = [0_i32; 2];
-        let kind = libc::SOCK_DGRAM as u64;
+        let kind = (libc::SOCK_DGRAM | libc::SOCK_NONBLOCK) as u64;
         if call(libc::SYS_socketpair, [libc::AF_UNIX as u64, kind, 0, pair.as_mut_ptr() as u64, 0, 0]) != 0 {
             return;
         }
