@@ -71,8 +71,9 @@ impl Host {
         let vfio = Vfio::new(Arc::clone(&platform), options);
         let options = iommufd::Options {
             selftest: lab.iommu.selftest,
+            fault_cookies: lab.iommu.fault_cookies,
             allow_unsafe_interrupts: lab.vfio.allow_unsafe_interrupts,
-            address_width: lab.iommu.address_width,
+            iommu: lab.iommu.offers(),
             ..iommufd::Options::default()
         };
         let iommufd = Iommufd::new(Arc::clone(&platform), options, vfio.accounts().clone());
@@ -121,7 +122,7 @@ impl Host {
         let facts = sysfs::Facts {
             vfio: &self.vfio,
             options: &self.lab.vfio,
-            address_width: self.lab.iommu.address_width,
+            iommu: self.lab.iommu.offers(),
             drivers: self.drivers.names(),
             errors: &self.errors.service,
         };

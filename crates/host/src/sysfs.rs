@@ -23,7 +23,7 @@ const IOMMU: &str = "/sys/devices/virtual/iommu/dmar0";
 pub(crate) struct Facts<'a> {
     pub(crate) vfio: &'a vfio::Vfio,
     pub(crate) options: &'a vfio::Options,
-    pub(crate) address_width: u8,
+    pub(crate) iommu: iommufd::LabIommu,
     pub(crate) drivers: &'a [String],
     pub(crate) errors: &'a ErrorService,
 }
@@ -38,7 +38,7 @@ pub(crate) fn tree(board: &Board, facts: &Facts<'_>) -> Tree {
     }
     bus(&mut tree, facts);
     modules(&mut tree, facts.options);
-    iommu(&mut tree, facts.address_width);
+    iommu(&mut tree, &facts.iommu);
     tree.device("/dev/vfio/vfio", Node::VfioContainer);
     tree.device("/dev/iommu", Node::Iommufd);
     for (address, function) in board.fabric.functions() {
@@ -118,11 +118,11 @@ fn modules(tree: &mut Tree, options: &vfio::Options) {
 }
 
 /// DPDK takes the width of I/O virtual addresses from VT-d's capability
-/// register: bits 21:16 hold it minus one (GRP-081).
-fn iommu(tree: &mut Tree, address_width: u8) {
-    let capability = 0x00d2_008c_4040_0462 | u64::from(address_width - 1) << 16;
-    tree.text(format!("{IOMMU}/intel-iommu/cap"), format!("{capability:x}\n"));
-    tree.text(format!("{IOMMU}/intel-iommu/ecap"), "f020df\n");
+/// register: bits 21:16 hold it minus one (GRP-081). `GET_HW_INFO` says the same.
+fn iommu(tree: &mut Tree, iommu: &iommufd::LabIommu) {
+    let (cap, ecap) = iommu.registers();
+    tree.text(format!("{IOMMU}/intel-iommu/cap"), format!("{cap:x}\n"));
+    tree.text(format!("{IOMMU}/intel-iommu/ecap"), format!("{ecap:x}\n"));
     tree.text(format!("{IOMMU}/intel-iommu/version"), "1:0\n");
     tree.text(format!("{IOMMU}/intel-iommu/address"), "fed90000\n");
     tree.text(format!("{IOMMU}/intel-iommu/domains_supported"), "65536\n");

@@ -41,7 +41,7 @@ pub use context::ContextId;
 pub use device::{Binding, DeviceProperties};
 pub use fault::{FaultCookies, PageRequest, PageResponder, PageResponse, PageResponseCode};
 pub use ids::{Kind, ObjectId};
-pub use vtd::vtd_registers;
+pub use vtd::LabIommu;
 
 /// What the lab's IOMMU can do, and what Linux takes as options.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,9 +52,8 @@ pub struct Options {
     pub fault_cookies: FaultCookies,
     /// `iommufd.allow_unsafe_interrupts`.
     pub allow_unsafe_interrupts: bool,
-    /// Bits of an I/O virtual address: the lab's IOMMU translates
-    /// `0..=2^address_width - 1`.
-    pub address_width: u8,
+    /// The lab's IOMMU.
+    pub iommu: LabIommu,
     /// Bytes of memory that the objects and mappings of all contexts together
     /// may take, about; beyond it is `ENOMEM`.
     pub memory_limit: u64,
@@ -66,7 +65,7 @@ impl Default for Options {
             selftest: false,
             fault_cookies: FaultCookies::default(),
             allow_unsafe_interrupts: false,
-            address_width: 48,
+            iommu: LabIommu::default(),
             memory_limit: 4 << 30,
         }
     }

@@ -25,35 +25,64 @@ const PAGE_SHIFT: u32 = 12;
 /// read-only mappings in a nesting parent.
 const ERRATA: u32 = 1;
 
-/// Registers of the IOMMU for addresses of so many bits: capability and
-/// extended capability. Scalable mode with both stages, nesting, access and
-/// dirty bits, PASIDs of 20 bits and page requests; no supervisor requests, no
-/// extended access bits.
-#[must_use]
-pub fn vtd_registers(address_width: u8) -> (u64, u64) {
-    let mut cap = 0x00d2_008c_4040_0462 | u64::from(address_width.saturating_sub(1) & 0x3f) << 16;
-    // First-stage pages of 1 GiB.
-    cap |= 1 << 56;
-    // Coherent walks, queued invalidation, device TLBs, interrupt remapping,
-    // pass-through, snoop control.
-    let mut ecap: u64 = 0xf0_20df;
-    // NEST, PRS, PSS of 20 bits, PASID, SMTS, SLADS, SLTS, FLTS, SMPWC.
-    ecap |= 1 << 26 | 1 << 29 | 19 << 35 | 1 << 40 | 1 << 43 | 1 << 45 | 1 << 46 | 1 << 47 | 1 << 48;
-    (cap, ecap)
+/// What the lab's IOMMU offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LabIommu {
+    /// Bits of an I/O virtual address: it translates `0..=2^address_width - 1`.
+    pub address_width: u8,
+    /// Tables tell which pages devices have written.
+    pub dirty_tracking: bool,
+    /// Bits of a PASID, at most 20; 0: none.
+    pub pasid_bits: u8,
+}
+
+impl Default for LabIommu {
+    fn default() -> LabIommu {
+        LabIommu { address_width: 48, dirty_tracking: true, pasid_bits: 20 }
+    }
+}
+
+impl LabIommu {
+    /// Its capability and extended capability registers: scalable mode with both
+    /// stages, nesting and page requests; no supervisor requests, no extended
+    /// access bits, first-stage tables of four levels.
+    #[must_use]
+    pub fn registers(&self) -> (u64, u64) {
+        let mut cap = 0x00d2_008c_4040_0462 | u64::from(self.address_width.saturating_sub(1) & 0x3f) << 16;
+        if self.address_width > 48 {
+            // SAGAW: second-stage tables of five levels, too.
+            cap |= 1 << 11;
+        }
+        // FL1GP: first-stage pages of 1 GiB.
+        cap |= 1 << 56;
+        // Coherent walks, queued invalidation, device TLBs, interrupt remapping,
+        // pass-through, snoop control.
+        let mut ecap: u64 = 0xf0_20df;
+        // NEST, PRS, SMTS, SLTS, FLTS, SMPWC.
+        ecap |= 1 << 26 | 1 << 29 | 1 << 43 | 1 << 46 | 1 << 47 | 1 << 48;
+        if self.dirty_tracking {
+            // SLADS
+            ecap |= 1 << 45;
+        }
+        if let Some(pss) = self.pasid_bits.checked_sub(1) {
+            // PASID, PSS
+            ecap |= 1 << 40 | u64::from(pss & 0x1f) << 35;
+        }
+        (cap, ecap)
+    }
 }
 
 /// The lab's IOMMU in front of a group.
 #[derive(Debug)]
 pub(crate) struct Vtd {
-    address_width: u8,
-    dirty_tracking: bool,
+    is: LabIommu,
     members: Vec<Arc<Requester>>,
 }
 
 impl Vtd {
     /// In front of the functions with these requesters.
-    pub(crate) fn new(address_width: u8, dirty_tracking: bool, members: Vec<Arc<Requester>>) -> Vtd {
-        Vtd { address_width, dirty_tracking, members }
+    pub(crate) fn new(is: LabIommu, members: Vec<Arc<Requester>>) -> Vtd {
+        Vtd { is, members }
     }
 }
 
@@ -66,17 +95,17 @@ impl Driver for Vtd {
         if kind != NONE && kind != HW_INFO_VTD {
             return Err(Errno::EOPNOTSUPP);
         }
-        let (cap_reg, ecap_reg) = vtd_registers(self.address_width);
+        let (cap_reg, ecap_reg) = self.is.registers();
         let info = HwInfoVtd { flags: ERRATA, reserved: 0, cap_reg, ecap_reg };
         Ok((HW_INFO_VTD, info.as_bytes().to_vec()))
     }
 
     fn alloc_paging(&self, flags: HwptFlags, data: Option<&UserData<'_>>) -> Result<Paging, Errno> {
         let dirty = flags.contains(HwptFlags::DIRTY_TRACKING);
-        if data.is_some() || (dirty && !self.dirty_tracking) {
+        if data.is_some() || (dirty && !self.is.dirty_tracking) {
             return Err(Errno::EOPNOTSUPP);
         }
-        let last = 1u64.checked_shl(self.address_width.into()).map_or(u64::MAX, |end| end - 1);
+        let last = 1u64.checked_shl(self.is.address_width.into()).map_or(u64::MAX, |end| end - 1);
         Ok(Paging {
             page_sizes: PAGE_SIZES,
             aperture: (0, last),
@@ -98,7 +127,7 @@ impl Driver for Vtd {
     }
 
     fn attach(&mut self, pasid: u32, target: Option<&Target<'_>>) -> Result<(), Errno> {
-        if target.is_some_and(|target| target.dirty) && !self.dirty_tracking {
+        if target.is_some_and(|target| target.dirty) && !self.is.dirty_tracking {
             return Err(Errno::EINVAL);
         }
         if let Some(table) = target.and_then(|target| target.nested) {

@@ -15,6 +15,7 @@ pub use device::{DeviceSpec, DiskSpec, Medium, Model, NvmeSpec, PortKind, PortSp
 pub use error::{Behaviour, ErrorSpec, When};
 pub use section::Place;
 
+use iommufd::{FaultCookies, LabIommu};
 use section::{Number, Section, Switch};
 
 /// A lab description that cannot be used: where, what, and what to do.
@@ -47,6 +48,16 @@ pub struct IommuSpec {
     pub dirty_tracking: bool,
     /// Bits of a PASID that it takes, at most 20; 0: none.
     pub pasid_bits: u8,
+    /// How answers to page requests are told apart, `[fault] cookies`.
+    pub fault_cookies: FaultCookies,
+}
+
+impl IommuSpec {
+    /// What iommufd is told of it.
+    pub(crate) fn offers(&self) -> LabIommu {
+        let IommuSpec { address_width, dirty_tracking, pasid_bits, .. } = *self;
+        LabIommu { address_width, dirty_tracking, pasid_bits }
+    }
 }
 
 /// Who serves `/dev/vfio/vfio`: what Linux decides when it is built.
@@ -102,6 +113,7 @@ impl Default for Lab {
                 dirty_tracking: true,
                 pasid_bits: 20,
                 process_figures: false,
+                fault_cookies: FaultCookies::default(),
             },
             vfio: vfio::Options::default(),
             container: ContainerServer::default(),
@@ -147,6 +159,15 @@ impl Lab {
                     lab.iommu.process_figures = section.take_or("process_figures", Switch(false))?.0;
                     section.finish()?;
                 }
+                "[fault]" => {
+                    let place = section.place_of("cookies");
+                    lab.iommu.fault_cookies = match section.take_or("cookies", String::from("monotonic"))?.as_str() {
+                        "monotonic" => FaultCookies::Monotonic,
+                        "lowest-free" => FaultCookies::LowestFree,
+                        _ => return Err(LabError::new(&place, "`cookies` is monotonic or lowest-free")),
+                    };
+                    section.finish()?;
+                }
                 "[vfio]" => {
                     let ids: String = section.take_or("ids", String::new())?;
                     lab.ids = ids.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect();
@@ -158,7 +179,7 @@ impl Lab {
                 "error" => lab.errors.push(ErrorSpec::decode(section)?),
                 what => {
                     let message = format!(
-                        "unknown table `{what}`; a lab has [iommu], [vfio], [[port]], [[device]] and [[error]]"
+                        "unknown table `{what}`; a lab has [iommu], [fault], [vfio], [[port]], [[device]] and [[error]]"
                     );
                     return Err(LabError::new(&section.place, message));
                 }

@@ -17,7 +17,7 @@ use crate::context::{Context, ContextId};
 use crate::driver::Driver;
 use crate::fault::{PageRequest, PageResponder};
 use crate::ids::{Kind, ObjectId};
-use crate::vtd::Vtd;
+use crate::vtd::{LabIommu, Vtd};
 
 pub(crate) use group::{Attached, Group};
 
@@ -99,7 +99,8 @@ impl Iommufd {
     /// isolated or its group belongs to another context.
     pub fn bind(&mut self, context: ContextId, binding: Binding) -> Result<ObjectId, Errno> {
         let Binding { group, requester: _, members, properties } = binding;
-        let driver = Vtd::new(self.options.address_width, properties.dirty_tracking, members);
+        let dirty_tracking = self.options.iommu.dirty_tracking && properties.dirty_tracking;
+        let driver = Vtd::new(LabIommu { dirty_tracking, ..self.options.iommu }, members);
         let id = self.bind_to(context, group, properties, Box::new(driver), true)?;
         self.get_context(context);
         Ok(id)

@@ -71,7 +71,7 @@ fn turning_it_on_and_off() {
     assert_eq!(get(&mut lab, untracked, (AT, PAGE), PAGE, 0), Err(Errno::EOPNOTSUPP));
 }
 
-/// IOMMUFD-9.2
+/// IOMMUFD-9.2, IOMMUFD-9.8
 #[test]
 fn the_order_of_checks() {
     let (mut lab, hwpt, _) = tracked(8);

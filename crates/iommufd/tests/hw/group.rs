@@ -49,7 +49,7 @@ fn spaces<const N: usize>(lab: &mut Lab) -> [u32; N] {
     })
 }
 
-/// IOMMUFD-8.11, API-115: the group goes with its first; a sibling joins or is
+/// IOMMUFD-8.11, IOMMUFD-8.18, API-115: the group goes with its first; a sibling joins or is
 /// refused. All functions' DMA is translated, bound or not.
 #[test]
 fn siblings_join_the_first() {

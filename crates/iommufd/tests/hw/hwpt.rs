@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 
 use crate::lab::{DIRTY_TRACKING, FAULT_ID_VALID, Lab, MEMORY, NEST_PARENT, PAGE, PASID};
 
-/// IOMMUFD-8.1: reserved field, data, device, what it is of, in this order.
+/// IOMMUFD-8.1, IOMMUFD-8.5: reserved field, data, device, what it is of, in this order.
 #[test]
 fn the_order_of_checks() {
     let mut lab = Lab::new();
@@ -136,7 +136,7 @@ fn the_fault_queue_is_looked_up_last() {
     assert_eq!(lab.destroy(fault), Ok(()));
 }
 
-/// IOMMUFD-1.5: a reply that cannot be written undoes what was made.
+/// IOMMUFD-1.5, IOMMUFD-2.2: a reply that cannot be written undoes what was made.
 #[test]
 fn an_unwritable_reply_leaves_nothing() {
     let mut lab = Lab::new();
@@ -148,6 +148,7 @@ fn an_unwritable_reply_leaves_nothing() {
     let mut call = iommufd::Call { caller: &lab.client, files: &mut lab.files };
     let result = lab.iommufd.ioctl(lab.file, 0x3b89, 0x6000_0000, &mut call);
     assert_eq!(result, Err(Errno::EFAULT));
+    assert_eq!(lab.destroy(device + 2), Err(Errno::ENOENT), "never to be seen");
     let object = lab.mock(ioas).unwrap().object;
     assert_eq!(object, device + 2, "the id is free again: the mock's HWPT has the one before");
 }

@@ -300,7 +300,8 @@ fn hardware_queues() {
     assert_eq!(guest.lab.destroy(guest.viommu), Ok(()));
 }
 
-/// IOMMUFD-2.7: closing ends them, whatever hangs on what.
+/// IOMMUFD-2.3, IOMMUFD-2.7: objects of all kinds end with the context, whatever
+/// hangs on what.
 #[test]
 fn closing_ends_everything() {
     let mut guest = Guest::new();
@@ -308,10 +309,16 @@ fn closing_ends_everything() {
     let nested = guest.nested();
     guest.attach(nested).unwrap();
     let (_, file) = veventq(&mut guest, test::VEVENTQ, 2).unwrap();
+    let (_, faults) = guest.lab.fault_queue();
+    let access = guest.lab.test(op::CREATE_ACCESS, guest.ioas, &[0, 1]).unwrap().u32_at(16);
+    let access = guest.lab.file_of(access);
     guest.lab.map(guest.ioas, MEMORY, PAGE, test::APERTURE_START).unwrap();
     hw_queue(&mut guest, test::TYPE, 0, test::APERTURE_START, PAGE).unwrap();
     guest.lab.iommufd.release(guest.lab.file);
-    guest.lab.iommufd.release(file);
+    for file in [file, faults, access] {
+        guest.lab.iommufd.release(file);
+    }
+    assert!(guest.lab.iommufd.context(guest.lab.file).is_none());
     guest.lab.file = guest.lab.files.allocate();
     guest.lab.iommufd.open(guest.lab.file, false);
     assert!(guest.lab.test_wide(op::MD_CHECK_REFS, 0, &[PAGE, MEMORY, 0]).is_ok());
