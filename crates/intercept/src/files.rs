@@ -406,6 +406,7 @@ mod tests {
         assert!(!files.must_look());
     }
 
+    // API-271
     #[test]
     fn a_mapping_keeps_a_device_open() {
         let mut files = Files::new().unwrap();

@@ -40,7 +40,7 @@ fn unmap(lab: &mut Lab, flags: u32, iova: u64, size: u64) -> (Result<(), Errno>,
     (done, lab.client.get::<DmaUnmap>(arg).size)
 }
 
-/// IOMMUFD-12.1
+/// IOMMUFD-12.1, API-024, API-025
 #[test]
 fn extensions() {
     let mut lab = Lab::new();
@@ -100,7 +100,7 @@ fn choosing_the_ioas() {
     assert_eq!(lab.iommufd.compat_ioas(id), Ok(ObjectId(3)));
 }
 
-/// IOMMUFD-12.3, SELF-6.3
+/// IOMMUFD-12.3, SELF-6.3, API-026
 #[test]
 fn what_needs_an_ioas() {
     let mut lab = Lab::new();
@@ -115,7 +115,7 @@ fn what_needs_an_ioas() {
         let good = lab.client.put(&[32_u32, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(lab.ioctl(request, good), Err(Errno::ENODEV));
     }
-    // IOMMUFD-12.8
+    // IOMMUFD-12.8, API-033
     assert_eq!(lab.ioctl(DIRTY_PAGES, 0), Err(Errno::ENOTTY));
     assert_eq!(lab.ioctl(0x3b75, 0), Err(Errno::ENOTTY));
     let (mut lab, ioas) = self::lab(3);
@@ -128,7 +128,7 @@ fn what_needs_an_ioas() {
     assert_eq!(lab.ioctl(SET_IOMMU, 1), Err(Errno::EINVAL), "the errors of IOMMUFD-6.3");
 }
 
-/// IOMMUFD-12.4
+/// IOMMUFD-12.4, API-027
 #[test]
 fn map_dma() {
     let (mut lab, ioas) = lab(3);
@@ -148,7 +148,7 @@ fn map_dma() {
     assert_eq!(lab.counts(), (0, 1, 1));
 }
 
-/// IOMMUFD-12.5
+/// IOMMUFD-12.5, API-028, API-030, API-031
 #[test]
 fn unmap_dma() {
     let (mut lab, _) = lab(3);
@@ -161,7 +161,9 @@ fn unmap_dma() {
     assert_eq!(unmap(&mut lab, ALL, 0, PAGE), (Err(Errno::EINVAL), PAGE), "not written back");
     assert_eq!(unmap(&mut lab, ALL, 0, 0), (Ok(()), 0));
     assert_eq!(unmap(&mut lab, 0, 5 * PAGE, PAGE), (Ok(()), 0), "nothing there is no error");
+    assert_eq!(unmap(&mut lab, 0, 5 * PAGE + 1, 3), (Ok(()), 0), "aligned or not");
     assert_eq!(unmap(&mut lab, 0, 5 * PAGE, 0), (Err(Errno::EINVAL), 0));
+    assert_eq!(unmap(&mut lab, 0, u64::MAX - PAGE, 2 * PAGE), (Err(Errno::EOVERFLOW), 0), "nothing was removed");
     for n in 0..4 {
         map(&mut lab, 3, RAM, n * 4 * PAGE, 2 * PAGE).unwrap();
     }
@@ -173,7 +175,7 @@ fn unmap_dma() {
     assert_eq!(lab.ioctl(UNMAP_DMA, ROM), Err(Errno::EFAULT));
 }
 
-/// IOMMUFD-12.6
+/// IOMMUFD-12.6, API-029
 #[test]
 fn type1_unmaps_in_the_middle() {
     let (mut lab, ioas) = lab(1);
@@ -208,7 +210,7 @@ fn type1_unmaps_in_the_middle() {
     assert_eq!(lab.areas(ioas).len(), 1);
 }
 
-/// IOMMUFD-12.7, SELF-6.4: nothing beyond what was provided, whatever that is.
+/// IOMMUFD-12.7, SELF-6.4, API-032: nothing beyond what was provided, whatever that is.
 #[test]
 fn get_info() {
     let (mut lab, ioas) = lab(3);
