@@ -54,6 +54,8 @@ fn main() {
         Some("hostile") => hostile(),
         Some("many") => many(args[1].parse().unwrap()),
         Some("handles") => iommu::handles(),
+        Some("passing") => iommu::passing(),
+        Some("exec-passed") => iommu::exec_passed(&args[1..]),
         Some("queues") => iommu::queues(),
         Some("exec-queue") => iommu::exec_queue(args[1].parse().unwrap()),
         Some("outlives") => iommu::outlives(),

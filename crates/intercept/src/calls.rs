@@ -24,8 +24,6 @@ pub(crate) enum Outcome {
     Done(Result<u64, Errno>),
     /// The real kernel does it.
     GoOn,
-    /// The answer has been given.
-    Answered,
     /// With a new descriptor.
     NewFd {
         /// The description.
@@ -109,7 +107,6 @@ impl State {
     fn look(&mut self, n: &Notification, listener: &Listener, fd: i32) -> Result<Option<Known>, Errno> {
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
         process.forget(fd);
-        let pid = process.pid;
         let node = match identity::identify(process, n.tid, fd, &self.files, self.farm.tree())? {
             Identity::File(file) => {
                 let kind = self.kernel.kind(file).unwrap_or(FileKind::Other);
@@ -117,24 +114,51 @@ impl State {
                 process.learn(fd, known);
                 return Ok(Some(known));
             }
+            Identity::StandIn(id, node, file) => return self.stand_down(n, listener, fd, (id, node, file)).map(Some),
             Identity::Placeholder(node) => node,
-            Identity::Foreign(_) => match self.standing_in.remove(&(pid, fd)) {
-                Some(node) if identity::is_null(n.tid, fd) => node,
-                _ => return Ok(None),
-            },
+            Identity::Foreign(_) => return Ok(None),
         };
         self.take_place(n, listener, fd, &node).map(Some)
     }
 
-    /// Opens `node` and puts it in the place of the stand-in `fd`.
+    /// Opens `node` and puts it in the place of `fd`, which was opened natively.
     fn take_place(&mut self, n: &Notification, listener: &Listener, fd: i32, node: &Node) -> Result<Known, Errno> {
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
         let thread = thread!(self, process, n.tid);
         let file = self.kernel.open(node, &thread)?;
-        let (description, kind) = self.describe(file)?;
+        let (description, kind) = self.describe_node(file)?;
+        self.put_in_place(n, listener, fd, &description, Known { file, kind, device: None })
+    }
+
+    /// Puts what a stand-in stands for in the place of its descriptor `fd`:
+    /// the file that another descriptor of it has got, or a new one.
+    fn stand_down(
+        &mut self,
+        n: &Notification,
+        listener: &Listener,
+        fd: i32,
+        (stand_in, node, file): (u64, Node, Option<FileId>),
+    ) -> Result<Known, Errno> {
+        let Some(file) = file else {
+            let known = self.take_place(n, listener, fd, &node)?;
+            self.files.took_place(stand_in, known.file);
+            return Ok(known);
+        };
+        let description = self.files.again(file).map_err(to_core)?;
+        let kind = self.kernel.kind(file).unwrap_or(FileKind::Other);
+        self.put_in_place(n, listener, fd, &description, Known { file, kind, device: None })
+    }
+
+    fn put_in_place(
+        &mut self,
+        n: &Notification,
+        listener: &Listener,
+        fd: i32,
+        description: &OwnedFd,
+        known: Known,
+    ) -> Result<Known, Errno> {
         let cloexec = identity::is_cloexec(n.tid, fd);
-        listener.replace_fd(n.id, std::os::fd::AsFd::as_fd(&description), fd, cloexec).map_err(to_core)?;
-        let known = Known { file, kind, device: None };
+        listener.replace_fd(n.id, std::os::fd::AsFd::as_fd(description), fd, cloexec).map_err(to_core)?;
         self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?.learn(fd, known);
         Ok(known)
     }

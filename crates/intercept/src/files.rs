@@ -23,8 +23,10 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, Stat};
 use rustix::io::Errno;
 
+use crate::Node;
 use crate::ints::IntSet;
 use crate::listener::last_errno;
+use crate::stand_ins::StandIns;
 
 /// What an inode is known by.
 pub(crate) type InodeId = (u64, u64);
@@ -52,6 +54,7 @@ struct Table {
     settling: Vec<InodeId>,
     /// There has been a queue.
     queues: bool,
+    stand_ins: StandIns,
     /// Inodes that may have more than one description.
     shared: usize,
 }
@@ -62,20 +65,17 @@ struct Inode {
     /// Our own description, for looking at locks.
     own: Arc<OwnedFd>,
     files: Vec<FileId>,
-    queue: Option<Queue>,
+    /// How it is opened once more; `None`: not at all.
+    access: Option<OFlags>,
+    queue: bool,
     /// The program has made descriptions of its own (`/proc/self/fd`).
     reopened: bool,
 }
 
 impl Inode {
     fn is_shared(&self) -> bool {
-        self.files.len() > 1 || self.reopened || self.queue.is_some()
+        self.files.len() > 1 || self.reopened || self.queue
     }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Queue {
-    writable: bool,
 }
 
 /// What a file is made of.
@@ -85,6 +85,8 @@ pub(crate) enum Backing {
     Handle,
     /// A device's memfd.
     Device(Arc<OwnedFd>),
+    /// A memfd that only this file has, of which more descriptions may be made.
+    Own(Arc<OwnedFd>),
     /// A pipe, by a description that reads and writes. `writable`: the
     /// program's descriptions are ready to write.
     Queue {
@@ -109,19 +111,22 @@ impl Files {
 
     /// Makes the description that the program is to hold for `file`.
     pub(crate) fn create(&self, file: FileId, backing: Backing) -> Result<OwnedFd, Errno> {
-        let (own, queue) = match backing {
-            Backing::Handle => (Arc::new(handle()?), None),
-            Backing::Device(memfd) => (memfd, None),
-            Backing::Queue { pipe, writable } => (pipe, Some(Queue { writable })),
+        let rdwr = OFlags::RDWR;
+        let (own, access, queue) = match backing {
+            Backing::Handle => (Arc::new(handle()?), None, false),
+            Backing::Device(memfd) => (memfd, None, false),
+            Backing::Own(memfd) => (memfd, Some(rdwr), false),
+            Backing::Queue { pipe, writable: true } => (pipe, Some(rdwr | OFlags::NONBLOCK), true),
+            Backing::Queue { pipe, writable: false } => (pipe, Some(OFlags::RDONLY | OFlags::NONBLOCK), true),
         };
         let path = proc_fd(&*own);
-        let description = match queue {
+        let description = match access {
             None => {
-                let description = rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+                let description = rustix::fs::open(&path, rdwr | OFlags::CLOEXEC, Mode::empty())?;
                 lock(&description, file, libc::F_WRLCK)?;
                 description
             }
-            Some(queue) => queue.open(&own, file)?,
+            Some(access) => one_more(&own, access, file)?,
         };
         let id = inode_id(&rustix::fs::fstat(&*own)?);
         let table = &mut *self.table.borrow_mut();
@@ -133,13 +138,13 @@ impl Files {
             None => {
                 let watch = inotify::add_watch(&self.inotify, &path, WATCHED)?;
                 table.watches.insert(watch, id);
-                let inode = Inode { watch, own, files: vec![file], queue, reopened: false };
+                let inode = Inode { watch, own, files: vec![file], access, queue, reopened: false };
                 table.shared += usize::from(inode.is_shared());
                 table.inodes.insert(id, inode);
             }
         }
         table.open.insert(file);
-        table.queues |= queue.is_some();
+        table.queues |= queue;
         Ok(description)
     }
 
@@ -176,15 +181,33 @@ impl Files {
 
     /// Whether a file is a queue.
     pub(crate) fn is_queue(&self, file: FileId) -> bool {
-        self.table.borrow().inodes.values().any(|inode| inode.queue.is_some() && inode.files.contains(&file))
+        self.table.borrow().inodes.values().any(|inode| inode.queue && inode.files.contains(&file))
     }
 
-    /// One more description of a queue.
+    /// One more description of a queue or a file with a memfd of its own.
     pub(crate) fn again(&self, file: FileId) -> Result<OwnedFd, Errno> {
         let table = self.table.borrow();
         let found = table.inodes.values().find(|inode| inode.files.contains(&file));
-        let (own, queue) = found.and_then(|inode| Some((&inode.own, inode.queue?))).ok_or(Errno::BADF)?;
-        queue.open(own, file)
+        let (own, access) = found.and_then(|inode| Some((&inode.own, inode.access?))).ok_or(Errno::BADF)?;
+        one_more(own, access, file)
+    }
+
+    /// What stands in for a node until its first call.
+    pub(crate) fn stand_in(&self, node: &Node, path: &str) -> Result<OwnedFd, Errno> {
+        self.table.borrow_mut().stand_ins.make(node, path)
+    }
+
+    /// Which of them a description is, by its `fdinfo`, and the file that has
+    /// taken its place elsewhere.
+    pub(crate) fn find_stand_in(&self, info: impl FnOnce() -> Option<String>) -> Option<(u64, Node, Option<FileId>)> {
+        let table = self.table.borrow();
+        let (id, node, file) = table.stand_ins.find(info)?;
+        Some((id, node, file.filter(|file| table.open.contains(file))))
+    }
+
+    /// A file has taken the place of a stand-in.
+    pub(crate) fn took_place(&self, stand_in: u64, file: FileId) {
+        self.table.borrow_mut().stand_ins.took_place(stand_in, file);
     }
 
     /// The inode behind a file.
@@ -246,7 +269,7 @@ impl Files {
             let Some(inode) = table.inodes.get_mut(&id) else { continue };
             let (before, shared) = (closed.len(), inode.is_shared());
             inode.files.retain(|file| {
-                let open = is_locked_by_other(inode.own.as_fd(), *file);
+                let open = is_locked_by_other(inode.own.as_fd(), *file) || table.stand_ins.keep(*file);
                 if !open {
                     closed.push(*file);
                 }
@@ -286,15 +309,12 @@ impl Files {
     }
 }
 
-impl Queue {
-    /// A description for a program. Several of a file hold its lock together;
-    /// whoever asks for a write lock sees each.
-    fn open(self, own: &OwnedFd, file: FileId) -> Result<OwnedFd, Errno> {
-        let access = if self.writable { OFlags::RDWR } else { OFlags::RDONLY };
-        let description = rustix::fs::open(proc_fd(own), access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
-        lock(&description, file, libc::F_RDLCK)?;
-        Ok(description)
-    }
+/// A description for a program. Several of a file hold its lock together;
+/// whoever asks for a write lock sees each.
+fn one_more(own: &OwnedFd, access: OFlags, file: FileId) -> Result<OwnedFd, Errno> {
+    let description = rustix::fs::open(proc_fd(own), access | OFlags::CLOEXEC, Mode::empty())?;
+    lock(&description, file, libc::F_RDLCK)?;
+    Ok(description)
 }
 
 impl Table {
@@ -333,7 +353,7 @@ fn byte_of(file: FileId, kind: i32) -> libc::flock {
 }
 
 #[allow(unsafe_code)] // rustix has whole-file locks only
-fn lock(description: &OwnedFd, file: FileId, kind: i32) -> Result<(), Errno> {
+pub(crate) fn lock(description: &OwnedFd, file: FileId, kind: i32) -> Result<(), Errno> {
     let region = byte_of(file, kind);
     // SAFETY: `region` is a valid flock structure for the call.
     match unsafe { libc::fcntl(description.as_raw_fd(), libc::F_OFD_SETLK, &raw const region) } {
@@ -343,7 +363,7 @@ fn lock(description: &OwnedFd, file: FileId, kind: i32) -> Result<(), Errno> {
 }
 
 #[allow(unsafe_code)] // rustix has whole-file locks only
-fn is_locked_by_other(description: BorrowedFd<'_>, file: FileId) -> bool {
+pub(crate) fn is_locked_by_other(description: BorrowedFd<'_>, file: FileId) -> bool {
     let mut region = byte_of(file, libc::F_WRLCK);
     // SAFETY: `region` is a valid flock structure that the call may change.
     let result = unsafe { libc::fcntl(description.as_raw_fd(), libc::F_OFD_GETLK, &raw mut region) };

@@ -24,6 +24,8 @@ pub(crate) enum Identity {
     File(FileId),
     /// A node that was opened natively: still the stand-in.
     Placeholder(Node),
+    /// What was given in the place of a node, by its number.
+    StandIn(u64, Node, Option<FileId>),
     /// None of ours, with its inode.
     Foreign(InodeId),
 }
@@ -46,8 +48,8 @@ pub(crate) fn identify(process: &Process, tid: i32, fd: i32, files: &Files, tree
         }
         let stat = rustix::fs::fstat(&copy).map_err(to_core)?;
         let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-        let placeholder = (device == NODE_DEVICE).then(|| placeholder(tid, fd, tree)).flatten();
-        return Ok(placeholder.map_or(Identity::Foreign(inode_id(&stat)), Identity::Placeholder));
+        let standing = (device == NODE_DEVICE).then(|| standing(tid, fd, files, tree)).flatten();
+        return Ok(standing.unwrap_or(Identity::Foreign(inode_id(&stat))));
     }
     let meta = match std::fs::metadata(format!("/proc/{tid}/fd/{fd}")) {
         Ok(meta) => meta,
@@ -61,18 +63,21 @@ pub(crate) fn identify(process: &Process, tid: i32, fd: i32, files: &Files, tree
         return files.identify_by_locks(inode, |file| has_lock(&info, file)).map(Identity::File).ok_or(Errno::EBADF);
     }
     let device = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
-    let placeholder = (device == NODE_DEVICE).then(|| placeholder(tid, fd, tree)).flatten();
-    Ok(placeholder.map_or(Identity::Foreign(inode), Identity::Placeholder))
+    let standing = (device == NODE_DEVICE).then(|| standing(tid, fd, files, tree)).flatten();
+    Ok(standing.unwrap_or(Identity::Foreign(inode)))
+}
+
+/// The node that a `/dev/null` stands for.
+fn standing(tid: i32, fd: i32, files: &Files, tree: &Tree) -> Option<Identity> {
+    match files.find_stand_in(|| fdinfo(tid, fd)) {
+        Some((id, node, file)) => Some(Identity::StandIn(id, node, file)),
+        None => placeholder(tid, fd, tree).map(Identity::Placeholder),
+    }
 }
 
 /// What `/proc/TID/fd/FD` points to.
 pub(crate) fn link(tid: i32, fd: i32) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/{tid}/fd/{fd}")).ok()
-}
-
-/// Whether a descriptor is `/dev/null`.
-pub(crate) fn is_null(tid: i32, fd: i32) -> bool {
-    link(tid, fd).is_some_and(|link| link.as_os_str() == "/dev/null")
 }
 
 fn placeholder(tid: i32, fd: i32, tree: &Tree) -> Option<Node> {

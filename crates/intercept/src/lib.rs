@@ -23,7 +23,8 @@
 //! program runs.
 //!
 //! # What a descriptor is
-//! An open node is a memfd of its own, an open device the memfd behind its
+//! An open node is a memfd of its own (a cdev from its first call on,
+//! `stand_ins`), an open device the memfd behind its
 //! BARs, so `mmap` and stores to mapped registers are native. `files` tells
 //! which file a descriptor is, by inode, and when its last descriptor and
 //! mapping are gone; `identity` and `processes` look at the program's side.
@@ -86,6 +87,7 @@ mod run;
 mod scratch;
 mod side;
 mod signals;
+mod stand_ins;
 mod state;
 mod supervisor;
 mod thread;

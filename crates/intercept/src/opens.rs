@@ -110,20 +110,13 @@ impl State {
         tracing::debug!(target: "vfuse::call", tid = n.tid, node = node.0, "opens");
         let cloexec = flags & libc::O_CLOEXEC != 0;
         if node.0.starts_with(CDEVS) {
-            if self.isolation != Isolation::Paths {
-                return Ok(Outcome::GoOn);
-            }
-            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(to_core)?;
-            let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
-            let pid = process.pid;
-            // The number is not known before it is given.
-            return match listener.answer_fd(n.id, std::os::fd::AsFd::as_fd(&null), cloexec) {
-                Ok(fd) => {
-                    self.standing_in.insert((pid, fd), node.clone());
-                    Ok(Outcome::Answered)
-                }
-                Err(errno) => Err(to_core(errno)),
+            // The program's own name for it, where it has one.
+            let path = match self.isolation {
+                Isolation::Paths => "/dev/null".to_owned(),
+                _ => format!("/proc/{}/root/dev/{}", n.tid, node.0),
             };
+            let fd = self.files.stand_in(node, &path).map_err(to_core)?;
+            return Ok(Outcome::NewFd { fd, cloexec, known: None });
         }
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
         let thread = thread!(self, process, n.tid);

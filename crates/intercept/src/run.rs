@@ -84,7 +84,6 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
             queues: queues.clone(),
             farm: started.farm,
             attributes: HashMap::new(),
-            standing_in: HashMap::new(),
             directories: HashMap::new(),
             composed: started.composed,
             isolation,

@@ -16,7 +16,7 @@ use crate::files::{Backing, Files, InodeId};
 use crate::launch::mount_node;
 use crate::parked::Parked;
 use crate::processes::Processes;
-use crate::{FileKind, Isolation, Kernel, Node, Waker};
+use crate::{FileKind, Isolation, Kernel, Waker};
 
 /// Everything that answering a call needs.
 pub(crate) struct State {
@@ -36,9 +36,6 @@ pub(crate) struct State {
     pub(crate) pinner: Arc<sys::pin::Pinner>,
     /// Attributes that the program opened for writing, by inode.
     pub(crate) attributes: HashMap<InodeId, String>,
-    /// Nodes opened in paths mode whose descriptors still are the stand-in,
-    /// by pid and descriptor.
-    pub(crate) standing_in: HashMap<(i32, i32), Node>,
     /// Working directories inside the fake tree, by pid; `None`: the real one
     /// counts (paths mode).
     pub(crate) directories: HashMap<i32, Option<String>>,
@@ -91,15 +88,27 @@ impl State {
     pub(crate) fn ended(&mut self, tid: i32) {
         self.processes.ended(tid);
         self.directories.remove(&tid);
-        self.standing_in.retain(|(pid, _), _| *pid != tid);
     }
 
     /// Makes the description of a new file. On failure the file is released.
     pub(crate) fn describe(&mut self, file: FileId) -> Result<(OwnedFd, FileKind), uapi::Errno> {
+        self.describe_as(file, Backing::Device)
+    }
+
+    /// The same for a file that has taken the place of a stand-in.
+    pub(crate) fn describe_node(&mut self, file: FileId) -> Result<(OwnedFd, FileKind), uapi::Errno> {
+        self.describe_as(file, Backing::Own)
+    }
+
+    fn describe_as(
+        &mut self,
+        file: FileId,
+        backing: fn(Arc<OwnedFd>) -> Backing,
+    ) -> Result<(OwnedFd, FileKind), uapi::Errno> {
         let device = self.kernel.device_file(file).map(|device| device_memfd(&device));
         let made = match device {
             Some(None) => Err(Errno::NXIO),
-            Some(Some(memfd)) => self.files.create(file, Backing::Device(memfd)),
+            Some(Some(memfd)) => self.files.create(file, backing(memfd)),
             None => self.files.create(file, Backing::Handle),
         };
         match made {

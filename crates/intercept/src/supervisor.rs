@@ -127,7 +127,6 @@ impl State {
                 return;
             }
             Outcome::Parked(ticket, on) => return self.park(asked, ticket, on),
-            Outcome::Answered => Ok(0),
             Outcome::Done(result) => {
                 // ENOENT: the caller was killed meanwhile.
                 let _ = listener.answer(n.id, result);

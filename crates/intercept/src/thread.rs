@@ -87,6 +87,7 @@ impl Caller for Thread<'_> {
     fn file(&self, fd: i32) -> Result<Option<FileId>, Errno> {
         match identity::identify(self.process, self.tid, fd, self.files, self.tree)? {
             Identity::File(file) => Ok(Some(file)),
+            Identity::StandIn(_, _, file) => Ok(file),
             Identity::Placeholder(_) | Identity::Foreign(_) => Ok(None),
         }
     }

@@ -114,6 +114,12 @@ fn queues_are_read_written_and_polled() {
     client(&["queues"]);
 }
 
+// GRP-072
+#[test]
+fn a_cdev_is_one_file_wherever_it_goes() {
+    client(&["passing"]);
+}
+
 // IOMMUFD-5.8, IOMMUFD-5.10
 #[test]
 fn memory_and_files_outlive_their_call() {

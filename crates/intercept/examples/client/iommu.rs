@@ -6,8 +6,8 @@ use std::ffi::c_int;
 use std::process::Command;
 
 use crate::{
-    BAR, child, close, container, device_of, done, errno, group, ioctl_value, is_cloexec, open, receive_fd, send_fd,
-    wait,
+    BAR, RESET, child, close, config, container, device_of, done, errno, group, ioctl_value, is_cloexec, open,
+    receive_fd, send_fd, wait,
 };
 
 /// Requests of the tests' kernel.
@@ -18,6 +18,7 @@ const PIN_FILE: u64 = 0x3ba4;
 const KEEP_MM: u64 = 0x3ba5;
 const READ_MM: u64 = 0x3ba6;
 const IS_MAPPED: u64 = 0x3ba7;
+const OPEN_FILES: u64 = 0x3ba8;
 
 fn iommu() -> c_int {
     open("/dev/iommu", libc::O_RDWR | libc::O_CLOEXEC).unwrap()
@@ -227,4 +228,77 @@ pub(crate) fn outlives() {
     assert_eq!(wait(pid), 0);
     assert_eq!(ioctl_value(iommu, READ_MM, page as u64), Err(libc::EFAULT), "gone with its program");
     assert_eq!(ioctl_value(iommu, READ_MM, 0), Err(libc::EFAULT));
+}
+
+/// Descriptors that another process has opened: libvirt's way with a cdev and
+/// `/dev/iommu`. What is opened once is one file, wherever it goes, and each
+/// open one of its own.
+pub(crate) fn passing() {
+    let cdev = || open("/dev/vfio/devices/vfio0", libc::O_RDWR | libc::O_CLOEXEC).unwrap();
+    let is_device = |fd: c_int| ioctl_value(fd, RESET, 0) == Ok(0);
+    let mut pair = [0; 2];
+    unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_DGRAM, 0, pair.as_mut_ptr()) };
+    let me = std::env::current_exe().unwrap();
+
+    // Opened here, used in a process that it is sent to; closed here before.
+    let (device, context) = (cdev(), iommu());
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    let pid = child(|| {
+        let (device, context) = (receive_fd(pair[1]), receive_fd(pair[1]));
+        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        assert_eq!(unsafe { libc::fstat(device, &raw mut stat) }, 0);
+        assert_eq!(stat.st_mode & libc::S_IFMT, libc::S_IFCHR, "nobody has called yet");
+        assert!(is_device(device));
+        assert_eq!(ioctl_value(context, 0x3b81, 0), Ok(5));
+        assert_eq!(config(device, 3), Ok(3));
+        assert!(map(device, libc::MAP_SHARED, BAR).is_ok());
+        assert_eq!(map(context, libc::MAP_SHARED, 0).map(drop), Err(libc::ENXIO));
+    });
+    for fd in [device, context] {
+        send_fd(pair[0], fd);
+        close(fd);
+    }
+    assert_eq!(wait(pid), 0);
+
+    // Inherited across exec, by a number that the program is told.
+    let (device, context) = (cdev(), iommu());
+    for fd in [device, context] {
+        unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    }
+    let other = cdev();
+    let args = ["exec-passed".to_owned(), device.to_string(), context.to_string()];
+    assert!(Command::new(me).args(args).status().unwrap().success());
+    // It is the same file here, though this process has not called until now.
+    let twin = unsafe { libc::dup(device) };
+    let count = |fd: c_int| ioctl_value(fd, OPEN_FILES, 0).unwrap();
+    let before = count(context);
+    assert!(is_device(device) && is_device(twin));
+    assert_eq!(count(context), before, "no new file");
+    assert!(is_device(other));
+    assert_eq!(count(context), before + 1, "another open");
+    close(device);
+    assert!(is_device(twin));
+    assert_eq!(count(context), before + 1);
+    close(twin);
+    assert_eq!(count(context), before);
+    assert_eq!(unsafe { libc::fstat(other, &raw mut stat) }, 0);
+
+    // The file lives as long as a descriptor that was never used.
+    let device = cdev();
+    let unused = unsafe { libc::dup(device) };
+    assert!(is_device(device));
+    close(device);
+    assert_eq!(count(context), before + 1);
+    assert!(is_device(unused));
+    assert_eq!(count(context), before + 1);
+    close(unused);
+    assert_eq!(count(context), before);
+}
+
+/// After `exec`: a cdev and `/dev/iommu` at the numbers given.
+pub(crate) fn exec_passed(args: &[String]) {
+    let (device, context): (c_int, c_int) = (args[0].parse().unwrap(), args[1].parse().unwrap());
+    assert_eq!(ioctl_value(device, RESET, 0), Ok(0));
+    assert_eq!(config(device, 7), Ok(7));
+    assert_eq!(ioctl_value(context, 0x3b81, 0), Ok(5));
 }

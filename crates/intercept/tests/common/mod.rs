@@ -52,6 +52,7 @@ pub const PIN_FILE: u32 = 0x3ba4;
 pub const KEEP_MM: u32 = 0x3ba5;
 pub const READ_MM: u32 = 0x3ba6;
 pub const IS_MAPPED: u32 = 0x3ba7;
+pub const OPEN_FILES: u32 = 0x3ba8;
 
 pub const GET_API_VERSION: u32 = 0x3b64;
 pub const CHECK_EXTENSION: u32 = 0x3b65;
@@ -250,6 +251,7 @@ impl Kernel for Fake {
                 let pinned = caller.client_file(arg as u32 as i32)?.pin(4096 * (arg >> 32), 4096)?;
                 u64::from(first_byte(&pinned)?)
             }
+            (FileKind::Iommufd, OPEN_FILES) => self.files.len() as u64,
             (FileKind::Iommufd, KEEP_MM) => {
                 let mm = caller.mm()?;
                 assert_eq!((mm.process(), mm.memlock_limit()), (caller.process(), caller.memlock_limit()));
