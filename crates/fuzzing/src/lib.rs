@@ -19,6 +19,7 @@ mod device;
 mod dsa;
 mod fabric;
 mod ioat;
+mod iommufd;
 mod lab;
 mod nvme;
 mod regions;
@@ -38,10 +39,11 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "container", run: container::run, seeds: container::seeds },
     Target { name: "device", run: device::run, seeds: device::seeds },
     Target { name: "regions", run: regions::run, seeds: regions::seeds },
+    Target { name: "iommufd", run: iommufd::run, seeds: iommufd::seeds },
     Target { name: "nvme", run: nvme::run, seeds: nvme::seeds },
     Target { name: "ioat", run: ioat::run, seeds: ioat::seeds },
     Target { name: "dsa", run: dsa::run, seeds: dsa::seeds },

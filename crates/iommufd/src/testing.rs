@@ -17,7 +17,6 @@ use crate::{Call, Iommufd, ObjectId, Options};
 pub(crate) struct Lab {
     pub(crate) iommufd: Iommufd,
     pub(crate) files: FileIds,
-    pub(crate) platform: Arc<TestPlatform>,
     pub(crate) client: Client,
     /// The program's `/dev/iommu`.
     pub(crate) file: FileId,
@@ -29,11 +28,10 @@ impl Lab {
     }
 
     pub(crate) fn with(options: Options) -> Lab {
-        let platform = Arc::<TestPlatform>::default();
-        let accounts = Accounts::new(false);
-        let iommufd = Iommufd::new(Arc::clone(&platform) as Arc<dyn Platform>, options, accounts);
+        let platform = Arc::<TestPlatform>::default() as Arc<dyn Platform>;
+        let iommufd = Iommufd::new(platform, options, Accounts::new(false));
         let (files, client) = (FileIds::default(), Client::new(1));
-        let mut lab = Lab { iommufd, files, platform, client, file: FileId(0) };
+        let mut lab = Lab { iommufd, files, client, file: FileId(0) };
         lab.file = lab.open(false);
         lab
     }

@@ -134,6 +134,11 @@ impl Client {
         self.install(Fd::File(file))
     }
 
+    /// The descriptor `fd` for a file of the lab, as one that was passed.
+    pub fn install_at(&self, fd: i32, file: FileId) {
+        self.fds.borrow_mut().insert(fd, Fd::File(file));
+    }
+
     /// A descriptor that is neither of the lab nor an eventfd.
     pub fn foreign_fd(&self) -> i32 {
         self.install(Fd::Foreign)

@@ -177,15 +177,17 @@ impl Ioas {
     /// Pins an area and makes devices see it.
     fn fill_area(&mut self, first: u64, backing: &mut Backing) -> Result<(), Errno> {
         let Some(area) = self.touching(first, first, backing) else { return Ok(()) };
-        if area.prot.is_empty() {
-            return Err(Errno::EINVAL); // as VT-d (IOMMUFD-12.4)
-        }
+        let refused = area.prot.is_empty(); // as VT-d (IOMMUFD-12.4)
         let (length, count) = (area.length(), area.pages());
         match &area.behind {
             Behind::Own(old, source) => {
                 let (old, address) = (*old, area.address());
                 let (payer, origin) = (source.payer.clone(), source.origin.clone());
                 let pinned = backing.pin(&payer, &origin, address, length, area.writable())?;
+                if refused {
+                    payer.uncharge(&backing.accounts, count);
+                    return Err(Errno::EINVAL);
+                }
                 let distance = address.wrapping_sub(pinned.offset);
                 let Some(new) = backing.sources.take(&payer, &origin, distance) else {
                     payer.uncharge(&backing.accounts, count);
@@ -207,6 +209,7 @@ impl Ioas {
                 backing.cover(id, from, to)?;
                 let memory = backing.pages.get(&id).map(|pages| pages.memory(start, length));
                 let done = memory.unwrap_or(Err(Errno::EFAULT)).and_then(|memory| match memory {
+                    _ if refused => Err(Errno::EINVAL),
                     Some(pinned) if !self.point(first, &pinned, tag::SPECIAL) => Err(Errno::ENOMEM),
                     _ => Ok(()),
                 });

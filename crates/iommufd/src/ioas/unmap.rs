@@ -79,6 +79,9 @@ impl Ioas {
             return None;
         }
         let around = self.space.at_or_after(first)?.first;
+        if around > last {
+            return None;
+        }
         self.special.range(around..=last).next().map(|(first, special)| (*first, special))
     }
 

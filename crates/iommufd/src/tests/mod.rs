@@ -10,7 +10,6 @@ mod envelope;
 mod locate;
 mod map;
 mod map_file;
-mod model;
 mod objects;
 mod option;
 mod ranges;

@@ -76,6 +76,17 @@ fn shared_areas_go_in_order() {
     assert!(lab.context().backing.pages.is_empty());
 }
 
+/// IOMMUFD-5.18: a shared area far behind an empty range is none of it.
+#[test]
+fn shared_areas_behind_the_range() {
+    let (mut lab, ioas) = four_areas();
+    lab.copy((ioas, 16 * PAGE), (ioas, 60 * PAGE), FIXED | RW, 8 * PAGE).unwrap();
+    for n in 0..4 {
+        assert_eq!(lab.unmap(ioas, n * PAGE, PAGE), Err(Errno::ENOENT));
+    }
+    assert_eq!(lab.areas(ioas).len(), 5);
+}
+
 /// Unmap is a fence, and what was written there is of no interest afterwards.
 #[test]
 fn dirty_bits_go_with_the_area() {
