@@ -20,6 +20,7 @@ mod accelerator;
 mod calls;
 mod client;
 mod copies;
+mod dirty;
 mod floor;
 mod idle;
 mod maps;
@@ -37,10 +38,11 @@ use table::Table;
 /// Measures the rows of one group.
 type Group = fn(&mut Table);
 
-const GROUPS: [(&str, Group); 8] = [
+const GROUPS: [(&str, Group); 9] = [
     ("calls", calls::rows),
     ("maps", maps::rows),
     ("translation", translation::rows),
+    ("dirty", dirty::rows),
     ("copies", copies::rows),
     ("dsa", accelerator::rows),
     ("qemu", qemu::rows),

@@ -10,7 +10,7 @@ use crate::timing::median;
 
 #[path = "../../iommu/benches/measure/mod.rs"]
 #[allow(dead_code)] // the rest of its rows have no goals
-mod measure;
+pub(crate) mod measure;
 
 /// Rows of translation.
 pub(crate) fn rows(table: &mut Table) {

@@ -5,8 +5,9 @@
 //! what an `or` into private memory costs. Whoever wants to know goes through
 //! the places like a fence: that ends the writes whose bits it takes, so a page
 //! that is then copied holds what was reported, and a later write has a bit of
-//! its own. Taking moves a chunk's box; no bit is looked at while a place is
-//! held. A place that leaves the log hands its bits over.
+//! its own. Taking moves whole bitmaps where it can; bits are read, merged and
+//! cleared when no place is held. A place that leaves the log hands its bits
+//! over.
 //!
 //! Chunks exist only where something is dirty, and there is a most for all of
 //! a log's. Beyond it nothing is lost: the log remembers from where to where it
@@ -16,7 +17,7 @@ use std::fmt::{self, Debug, Formatter};
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
 
-use crate::chunk::{Budget, CHUNK, Chunk, Chunks, words};
+use crate::chunk::{Budget, CHUNK, Chunk, Chunks, is_clean, words};
 use crate::marks::{Hull, Marks, Taken};
 use crate::port::{Port, State};
 use crate::ports::Ports;
@@ -173,7 +174,9 @@ impl DirtyLog {
         let mut report = Report::new(self.shift, asked.clone(), unrecorded, each);
         if let Some((first, mut chunks)) = window {
             let mut clean = true;
-            for (number, chunk) in (first..).zip(&mut chunks) {
+            // Others are clean, or the window would not be here.
+            let inside = asked.start() >> CHUNK..=asked.end() >> CHUNK;
+            for (number, chunk) in (first..).zip(&mut chunks).filter(|(number, _)| inside.contains(number)) {
                 clean &= report.chunk(number, chunk) && report.clear(number, chunk);
             }
             let (result, _) = report.finish();
@@ -263,7 +266,7 @@ impl DirtyLog {
     /// Keeps the chunks of a window in which something is dirty.
     fn keep_window(&self, bits: &mut Bits, first: u64, mut chunks: Chunks) {
         for (number, chunk) in (first..).zip(&mut chunks) {
-            if chunk.iter().all(|word| *word == 0) {
+            if is_clean(chunk) {
                 continue;
             }
             bits.chunks.push((number, self.budget.copy(chunk)));

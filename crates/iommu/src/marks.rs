@@ -4,12 +4,18 @@
 //! An open session has its place to itself, so a mark is a plain `or` into
 //! memory that nobody else looks at: no locked operation, no shared cache
 //! line. The log comes round like a fence when somebody wants to know.
+//!
+//! What the profile taught (`vfuse-bench dirty`; ns a page, what is added to a
+//! translation): a table of chunks by number, 2.1 in order and 3.8 at random; the
+//! window below with its granule in a variable, 1.9 and 2.7; with the granule a
+//! constant, 1.0 and about what the cache miss costs. A plain `or` is 1.1. What
+//! counts is the number of instructions: they keep misses from overlapping.
 
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
-use crate::chunk::{Budget, CHUNK, Chunk, Chunks, WORD, WORDS, words};
+use crate::chunk::{Budget, CHUNK, Chunk, Chunks, WORD, WORDS, is_clean, words};
 use crate::sync::WINDOW;
 
 /// The granule for which marking is fast: pages.
@@ -146,18 +152,25 @@ impl Marks {
     }
 
     /// Moves the bits of `granules` to `taken`, and others with them as is easiest.
+    ///
+    /// Taking the window whole costs nothing, and copying a part of it as much
+    /// again as reporting it: so the window goes if nothing else is in it.
     pub(crate) fn take(&mut self, granules: &RangeInclusive<u64>, taken: &mut Taken) {
         let numbers = granules.start() >> CHUNK..=granules.end() >> CHUNK;
         let window = self.numbers();
-        if !window.is_empty() && *numbers.start() <= window.start && window.end - 1 <= *numbers.end() {
-            taken.windows.push((window.start, std::mem::take(&mut self.window)));
-            self.before = window;
-        } else {
-            for number in window.start.max(*numbers.start())..window.end.min(numbers.end() + 1) {
-                let Some(chunk) = self.window.get_mut((number - window.start) as usize) else { continue };
-                if chunk.iter().any(|word| *word != 0) {
-                    taken.chunks.push((number, self.budget.copy(chunk)));
-                    chunk.fill(0);
+        let (start, end) = (window.start.max(*numbers.start()), window.end.min(numbers.end() + 1));
+        if start < end {
+            let (start, end) = ((start - window.start) as usize, (end - window.start) as usize);
+            let mostly = 2 * (end - start) >= self.window.len();
+            if mostly && self.window[..start].iter().chain(&self.window[end..]).all(is_clean) {
+                taken.windows.push((window.start, std::mem::take(&mut self.window)));
+                self.before = window;
+            } else {
+                for (number, chunk) in (window.start..).zip(&mut self.window).take(end).skip(start) {
+                    if !is_clean(chunk) {
+                        taken.chunks.push((number, self.budget.copy(chunk)));
+                        chunk.fill(0);
+                    }
                 }
             }
         }

@@ -3,7 +3,7 @@
 
 use std::ops::{ControlFlow, RangeInclusive};
 
-use crate::chunk::{CHUNK, Chunk, WORD, WORDS, covers, granules, words};
+use crate::chunk::{CHUNK, Chunk, WORD, WORDS, covers, granules, is_clean, words};
 
 /// Who is told: the address of a first granule, and bits from there.
 pub(crate) type Each<'a> = &'a mut dyn FnMut(u64, &[u64]) -> ControlFlow<()>;
@@ -70,7 +70,7 @@ impl<'a> Report<'a> {
             return true;
         }
         words(number, &self.asked, |word, bits| chunk[word] &= !bits);
-        chunk.iter().all(|word| *word == 0)
+        is_clean(chunk)
     }
 
     /// Ends. The last granule that was passed on, if any.

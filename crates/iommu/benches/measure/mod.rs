@@ -321,13 +321,27 @@ fn map_unmap() -> Vec<Row> {
     rows
 }
 
-/// Bytes; the peer is the most that they should be.
-fn memory() -> Vec<Row> {
-    let (dense, _) = space(1_000_000, 1);
-    let each = |space: &AddressSpace| space.memory_used() as f64 / space.len() as f64;
+fn each(space: &AddressSpace) -> f64 {
+    space.memory_used() as f64 / space.len() as f64
+}
+
+/// Bytes of the table a map, where so many pages are mapped one by one.
+pub(crate) fn bytes_a_map(name: &'static str, maps: u64) -> Row {
+    let (dense, _) = space(maps, 1);
+    Row { name, ours: each(&dense), peer: 64.0 }
+}
+
+/// Bytes of the table with one map of 16 GiB.
+pub(crate) fn bytes_of_one_map() -> Row {
     let large = AddressSpace::new();
     let nothing: Arc<dyn Memory> = Arc::new(Nothing);
     large.map(mapping(&nothing, 16 << 30, (16 << 30) / PAGE)).expect("free");
+    Row { name: "bytes_one_16g_map", ours: each(&large), peer: 4096.0 }
+}
+
+/// Bytes; the peer is the most that they should be.
+fn memory() -> Vec<Row> {
+    let nothing: Arc<dyn Memory> = Arc::new(Nothing);
     let scattered = AddressSpace::new();
     let mut random = Random(5);
     while scattered.len() < 65_535 {
@@ -341,8 +355,8 @@ fn memory() -> Vec<Row> {
         let _ = pairs.map(mapping(&nothing, first + PAGE, 1));
     }
     vec![
-        Row { name: "bytes_a_map_1m", ours: each(&dense), peer: 64.0 },
-        Row { name: "bytes_one_16g_map", ours: each(&large), peer: 4096.0 },
+        bytes_a_map("bytes_a_map_1m", 1_000_000),
+        bytes_of_one_map(),
         Row { name: "bytes_a_map_64k_scattered", ours: each(&scattered), peer: 256.0 },
         Row { name: "bytes_a_map_64k_scattered_pairs", ours: each(&pairs), peer: 256.0 },
     ]
