@@ -48,6 +48,7 @@ impl Context {
             return;
         }
         let (hwpt, handle, last) = (attached.hwpt, attached.handle, attached.devices.is_empty());
+        tracing::debug!(target: "vfuse::iommufd", device = device.0, pasid, hwpt = hwpt.0, "detach");
         if last {
             // Blocking cannot fail.
             let _ = group.driver.attach(pasid, None);

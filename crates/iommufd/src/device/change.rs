@@ -25,6 +25,7 @@ impl Iommufd {
         let context = self.context_mut(context)?;
         let hwpt = context.change(device, pasid, ObjectId(pt_id), Change::Attach)?;
         context.ids.get(device);
+        tracing::debug!(target: "vfuse::iommufd", device = device.0, pasid, hwpt = hwpt.0, "attach");
         Ok(hwpt.0)
     }
 
@@ -33,7 +34,9 @@ impl Iommufd {
     /// is not attached.
     pub fn replace(&mut self, context: ContextId, device: ObjectId, pasid: u32, pt_id: u32) -> Result<u32, Errno> {
         let context = self.context_mut(context)?;
-        Ok(context.change(device, pasid, ObjectId(pt_id), Change::Replace)?.0)
+        let hwpt = context.change(device, pasid, ObjectId(pt_id), Change::Replace)?;
+        tracing::debug!(target: "vfuse::iommufd", device = device.0, pasid, hwpt = hwpt.0, "replace");
+        Ok(hwpt.0)
     }
 
     /// Detaches a PASID of a device, if it is attached (IOMMUFD-8.18).

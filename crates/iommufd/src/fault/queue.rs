@@ -43,6 +43,7 @@ impl FaultGroup {
     /// Answers the device. Returns who it was.
     pub(crate) fn respond(self, code: PageResponseCode) -> ObjectId {
         if let (Some(responder), Some(last)) = (self.responder, self.requests.last()) {
+            tracing::debug!(target: "vfuse::iommufd", device = self.from.0, group = last.group, ?code, "page response");
             responder.respond(PageResponse { pasid: last.pasid, group: last.group, code });
         }
         self.from

@@ -40,6 +40,7 @@ impl Iommufd {
 impl Context {
     pub(crate) fn report(&mut self, device: ObjectId, request: PageRequest) -> Result<(), Errno> {
         let taker = self.taker(device, request.pasid);
+        tracing::debug!(target: "vfuse::iommufd", device = device.0, ?request, taken = taker.is_some(), "page request");
         let from = self.devices.get_mut(&device).ok_or(Errno::ENODEV)?;
         let responder = from.properties.responder.clone();
         let Some((queue, handle, by)) = taker else {
