@@ -13,6 +13,7 @@
 //! without knowing the answers; the answers are tested beside the code.
 #![forbid(unsafe_code)]
 
+mod aer;
 mod bench;
 mod container;
 mod device;
@@ -39,7 +40,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "container", run: container::run, seeds: container::seeds },
     Target { name: "device", run: device::run, seeds: device::seeds },
     Target { name: "regions", run: regions::run, seeds: regions::seeds },
@@ -50,6 +51,7 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "lab", run: lab::run, seeds: lab::seeds },
     Target { name: "sysfs", run: sysfs::run, seeds: sysfs::seeds },
     Target { name: "fabric", run: fabric::run, seeds: fabric::seeds },
+    Target { name: "aer", run: aer::run, seeds: aer::seeds },
 ];
 
 /// The target of a name.

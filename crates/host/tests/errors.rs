@@ -154,7 +154,8 @@ fn at(text: &str) -> Address {
 const NONFATAL: u32 = uncorrectable::ECRC;
 const FATAL: u32 = uncorrectable::MALFORMED;
 
-/// ERR-033, ERR-006: {votes: can-recover twice, no reset, no slot_reset,
+/// ERR-094: the vectors of section 2.5 follow, each with its votes, resets,
+/// calls of slot_reset and eventfd counts. ERR-033, ERR-006: {votes: can-recover twice, no reset, no slot_reset,
 /// eventfds 1 and 1}.
 #[test]
 fn nonfatal_all_vfio() {
@@ -168,6 +169,51 @@ fn nonfatal_all_vfio() {
     // ERR-009: the host has cleared the status.
     let aer = 0x100;
     assert_eq!(w.load(a, CONFIG, aer + u64::from(register::UNCORRECTABLE_STATUS), 4), 0);
+}
+
+/// ERR-008: the end of a recovery is told by no index at all.
+#[test]
+fn the_end_is_not_told() {
+    let mut w = World::pair("");
+    let (a, error) = w.user(A);
+    let request = w.event(a, 4);
+    w.raise(A, FATAL);
+    assert_eq!(error.take(), 1);
+    w.settle();
+    assert_eq!((error.take(), request.take()), (0, 0));
+}
+
+/// ERR-010, ERR-011, ERR-012: the two indexes, and the self-test.
+#[test]
+fn the_indexes() {
+    let bridge = "[[port]]\naddr = \"00:02.0\"\nbus = 5\nkind = \"pci-bridge\"\n";
+    let old = "[[device]]\nmodel = \"nvme\"\naddr = \"05:03.0\"\nsize = \"1M\"\n";
+    let mut w = World::new(&format!("{bridge}{old}{}", function(0)));
+    let info = |w: &mut World, device: FileId, index: u32| {
+        let bytes: Vec<u8> = [16, 0, index, 0].iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
+        w.client.set(BASE, &bytes);
+        w.host.ioctl(device, 0x3b6d, BASE, &w.client)?;
+        let mut count = [0; 4];
+        w.client.get(BASE + 12, &mut count);
+        Ok::<u32, uapi::Errno>(u32::from_le_bytes(count))
+    };
+    let (a, error) = w.user(A);
+    assert_eq!((info(&mut w, a, 3), info(&mut w, a, 4)), (Ok(1), Ok(1)));
+    let trigger = |w: &mut World, flags: u32, data: &[u8]| {
+        let mut bytes: Vec<u8> =
+            [20 + data.len() as u32, flags | 32, 3, 0, 1].iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.extend(data);
+        w.client.set(BASE, &bytes);
+        w.host.ioctl(a, SET_IRQS, BASE, &w.client).unwrap();
+    };
+    trigger(&mut w, 1, &[]);
+    trigger(&mut w, 2, &[1]);
+    trigger(&mut w, 2, &[0]);
+    assert_eq!(error.take(), 2, "loopback");
+    w.container = None;
+    let conventional = w.open("0000:05:03.0");
+    assert_eq!(info(&mut w, conventional, 3), Err(uapi::Errno::EINVAL));
+    assert_eq!(info(&mut w, conventional, 4), Ok(1));
 }
 
 /// ERR-003: nobody registered: the same, without a word.
@@ -218,7 +264,7 @@ fn fatal_all_vfio() {
     assert!(w.host.is_recovering(at(A)) && w.host.is_recovering(at(B)));
     w.settle();
     assert!(!w.host.is_recovering(at(A)));
-    assert_eq!((a_err.take(), b_err.take()), (1, 1));
+    assert_eq!((a_err.take(), b_err.take()), (1, 1), "ERR-008: none for the end");
     assert_eq!((w.command(A), w.command(B)), (0, 0));
 }
 

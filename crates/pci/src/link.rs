@@ -184,6 +184,7 @@ impl Fabric {
 
     fn release_reset(&mut self, bridge: Address) {
         // A reset is also what a link that failed is trained again by.
+        self.unstick(bridge);
         self.train(bridge, |down| (down.reset, down.failed) = (false, false));
     }
 
@@ -266,15 +267,20 @@ impl Fabric {
     /// The bus behind a bridge was reset in no time: what hung answers, a link
     /// that failed has trained.
     pub(crate) fn revive(&mut self, bridge: Address) {
+        self.unstick(bridge);
+        if let Some(node) = self.nodes.get_mut(&bridge) {
+            node.presence.down.failed = false;
+        }
+        self.settle(bridge);
+    }
+
+    /// Behind a bridge nothing hangs and no link has failed any more.
+    fn unstick(&mut self, bridge: Address) {
         for address in self.below(bridge) {
             if let Some(node) = self.nodes.get_mut(&address) {
                 (node.presence.hung, node.presence.down.failed) = (false, false);
             }
         }
-        if let Some(node) = self.nodes.get_mut(&bridge) {
-            node.presence.down.failed = false;
-        }
-        self.settle(bridge);
     }
 
     /// A link that is down resets what is behind it.
@@ -328,10 +334,13 @@ impl Fabric {
                 self.link_is_up(bridge) && self.functions.get(&bridge).is_some_and(|f| f.answers() == Answers::Yes)
             });
             let now = self.now;
+            // From when on it could be reached: the time may have jumped.
+            let bridge = self.parent(address).and_then(|bridge| self.nodes.get(&bridge)).map(|node| &node.presence);
+            let since = bridge.map_or(now, |p| p.down.until.max(p.ready_at).min(now));
             let Some(node) = self.nodes.get_mut(&address) else { continue };
             let presence = &mut node.presence;
             if reachable && presence.ready_at == u64::MAX && presence.timing.ready != u64::MAX {
-                presence.ready_at = now.saturating_add(presence.timing.ready);
+                presence.ready_at = since.saturating_add(presence.timing.ready);
             }
             let ready = presence.ready_at <= now;
             let answers = match (reachable && !presence.removed && !presence.hung, ready) {

@@ -13,6 +13,7 @@ mod link;
 mod lspci;
 mod properties;
 mod recovery;
+mod recovery_random;
 mod reset;
 mod save;
 mod sriov;

@@ -17,7 +17,7 @@ const MS: u64 = 1_000_000;
 
 /// What a driver says to each callback; `None`: it has no such callback.
 #[derive(Clone, Copy, Debug, Default)]
-struct Driver {
+pub(crate) struct Driver {
     normal: Option<Vote>,
     frozen: Option<Vote>,
     mmio: Option<Vote>,
@@ -29,9 +29,9 @@ struct Driver {
 }
 
 /// vfio-pci (ERR-001, ERR-002).
-const VFIO: Driver = Driver { normal: Some(Vote::CanRecover), frozen: Some(Vote::CanRecover), ..NONE };
+pub(crate) const VFIO: Driver = Driver { normal: Some(Vote::CanRecover), frozen: Some(Vote::CanRecover), ..NONE };
 /// A driver as the documentation wants it.
-const GOOD: Driver = Driver {
+pub(crate) const GOOD: Driver = Driver {
     normal: Some(Vote::CanRecover),
     frozen: Some(Vote::NeedReset),
     mmio: Some(Vote::Recovered),
@@ -41,9 +41,9 @@ const GOOD: Driver = Driver {
     restores: true,
 };
 /// `pcieport`.
-const PORT: Driver = Driver { resume: false, correctable: false, ..GOOD };
+pub(crate) const PORT: Driver = Driver { resume: false, correctable: false, ..GOOD };
 /// One without handlers.
-const NONE: Driver = Driver {
+pub(crate) const NONE: Driver = Driver {
     normal: None,
     frozen: None,
     mmio: None,
@@ -54,17 +54,17 @@ const NONE: Driver = Driver {
 };
 
 #[derive(Default)]
-struct Lab {
-    fabric: Fabric,
-    service: ErrorService,
-    kernel: TestKernel,
-    now: u64,
+pub(crate) struct Lab {
+    pub(crate) fabric: Fabric,
+    pub(crate) service: ErrorService,
+    pub(crate) kernel: TestKernel,
+    pub(crate) now: u64,
 }
 
 #[derive(Default)]
-struct TestKernel {
-    drivers: BTreeMap<Address, Driver>,
-    saved: BTreeMap<Address, SavedConfig>,
+pub(crate) struct TestKernel {
+    pub(crate) drivers: BTreeMap<Address, Driver>,
+    pub(crate) saved: BTreeMap<Address, SavedConfig>,
     calls: Vec<(Address, Call)>,
     uevents: Vec<(Address, Uevent)>,
     reports: Vec<Report>,
@@ -126,7 +126,7 @@ impl Kernel for TestKernel {
 }
 
 impl Lab {
-    fn new(builder: &FabricBuilder, drivers: &[(&str, Driver)]) -> Lab {
+    pub(crate) fn new(builder: &FabricBuilder, drivers: &[(&str, Driver)]) -> Lab {
         let mut lab = Lab { fabric: builder.build().unwrap(), ..Lab::default() };
         let all: Vec<Address> = lab.fabric.functions().map(|(address, _)| address).collect();
         for address in all {
@@ -158,7 +158,7 @@ impl Lab {
     }
 
     /// Runs until nothing is left to do; the time passes as needed.
-    fn run(&mut self) -> Vec<Outcome> {
+    pub(crate) fn run(&mut self) -> Vec<Outcome> {
         let from = self.kernel.reports.len();
         loop {
             match self.service.run(&mut self.fabric, &mut self.kernel, self.now, 10_000) {
@@ -215,7 +215,7 @@ fn failed(vote: Vote, reset: bool) -> Vec<Outcome> {
     vec![Outcome { vote, recovered: false, reset }]
 }
 
-/// ERR-033
+/// ERR-033, ERR-024: the channel is normal.
 #[test]
 fn nonfatal_all_vfio() {
     let mut lab = Lab::pair(VFIO, VFIO);
@@ -264,7 +264,7 @@ fn nonfatal_with_a_driver_without_handlers_or_none() {
     }
 }
 
-/// ERR-036, ERR-038
+/// ERR-036, ERR-038, ERR-024: the channel is frozen.
 #[test]
 fn fatal_all_vfio() {
     let mut lab = Lab::pair(VFIO, VFIO);
