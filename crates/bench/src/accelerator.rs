@@ -112,8 +112,9 @@ fn moves() -> Result<Figures> {
     Ok(Figures { ours: rate(ours), other: rate(bare), figure: bare / ours })
 }
 
-/// An entry of the bare ring.
+/// An entry of the bare ring, as long as a descriptor.
 #[derive(Clone, Copy)]
+#[repr(align(64))]
 struct Entry {
     from: usize,
     to: usize,

@@ -68,23 +68,23 @@ const fn flags(operation: u8) -> u32 {
         }
 }
 
-/// Bytes of the operation's own fields that mean something, a bit each.
-const fn own_fields(operation: u8) -> u32 {
+/// Bits of the operation's own fields that mean something.
+const fn own_fields(operation: u8) -> [u64; 3] {
+    const WORD: u64 = 0xffff_ffff;
     match operation {
-        opcode::COMPARE | opcode::COMPARE_PATTERN => 0x1,
-        opcode::CREATE_DELTA => 0x1_0fff,
-        opcode::APPLY_DELTA => 0xf,
-        opcode::DUAL_CAST => 0xff,
-        opcode::CRC | opcode::COPY_CRC => 0xff0f,
-        _ => 0,
+        opcode::COMPARE | opcode::COMPARE_PATTERN => [0xff, 0, 0],
+        opcode::CREATE_DELTA => [!0, WORD, 0xff],
+        opcode::APPLY_DELTA => [WORD, 0, 0],
+        opcode::DUAL_CAST => [!0, 0, 0],
+        opcode::CRC | opcode::COPY_CRC => [WORD, !0, 0],
+        _ => [0; 3],
     }
 }
 
 fn reserved_is_zero(descriptor: &Descriptor) -> bool {
     let fields = own_fields(descriptor.opcode());
-    descriptor.reserved == 0
-        && descriptor.pasid & 0x7ff0_0000 == 0
-        && descriptor.specific.iter().enumerate().all(|(at, byte)| *byte == 0 || fields & 1 << at != 0)
+    let wrong = descriptor.words().iter().zip(fields).fold(0, |wrong, (word, field)| wrong | word & !field);
+    descriptor.reserved == 0 && descriptor.pasid & 0x7ff0_0000 == 0 && wrong == 0
 }
 
 fn overlap(a: u64, b: u64, len: u64) -> bool {

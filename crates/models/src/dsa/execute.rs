@@ -247,13 +247,14 @@ impl Work<'_, '_> {
 
     /// Reads more of a batch's list. What was read before a fault is done.
     fn fetch(&mut self, descriptor: &Descriptor, batch: &mut Batch) -> Result<(), DmaFault> {
-        let mut bytes = [[0; DESCRIPTOR_BYTES]; FETCH];
         let count = FETCH.min((descriptor.size - batch.read) as usize);
         let at = descriptor.source.wrapping_add(u64::from(batch.read) * DESCRIPTOR_BYTES as u64);
-        let bytes = bytes.get_mut(..count).unwrap_or_default();
-        let reach = read(self.dma, at, bytes.as_flattened_mut());
+        let [buffer, _] = &mut self.room.buffers;
+        let bytes = buffer.get_mut(..count * DESCRIPTOR_BYTES).unwrap_or_default();
+        let reach = read(self.dma, at, bytes);
         let whole = reach.done / DESCRIPTOR_BYTES;
-        batch.fetched.extend(bytes.iter().take(whole).filter_map(|bytes| Descriptor::read_from_bytes(bytes).ok()));
+        let descriptors = bytes.chunks_exact(DESCRIPTOR_BYTES).take(whole);
+        batch.fetched.extend(descriptors.filter_map(|bytes| Descriptor::read_from_bytes(bytes).ok()));
         batch.read += whole as u32;
         match reach.fault {
             Some(fault) if whole == 0 => Err(fault),
@@ -264,6 +265,9 @@ impl Work<'_, '_> {
     /// Writes the completion record, interrupts, reports an error of which
     /// there is no record.
     fn complete(&mut self, descriptor: &Descriptor, outcome: &Outcome, batch: Option<u32>) {
+        if outcome.status == Status::Success && !descriptor.has(flag::REQUEST_RECORD | flag::INTERRUPT) {
+            return;
+        }
         let written = outcome.fault.is_some_and(|fault| fault.access == Access::Write);
         let status = outcome.status as u8 | if written { WRITE_FAULT } else { 0 };
         let failed = outcome.status != Status::Success;

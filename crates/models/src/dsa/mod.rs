@@ -221,7 +221,8 @@ impl Device for Accelerator {
 
     fn collect(&mut self, io: &mut Io<'_>) {
         self.scan_registers(io, false);
-        // Each of the portals but the first has its turn.
+        // All places; each of the portals but the first has its turn.
+        self.looks = 0;
         (1..4).for_each(|_| {
             self.scan_portals(io);
         });

@@ -4,7 +4,7 @@
 use iommu::{Access, DmaFault, Session};
 
 use super::crc;
-use super::moving::{BUFFER, Reach, Room, copy, probe, read, write};
+use super::moving::{BUFFER, Reach, Room, copy, copy_small, probe, read, write};
 use super::spec::{DELTA_BYTES, Descriptor, Status, flag, opcode, result};
 
 /// Bytes moved directly in one piece.
@@ -124,7 +124,8 @@ impl Work<'_, '_> {
             return self.copy_downwards();
         }
         let len = self.piece(PIECE);
-        let reach = copy(self.dma, self.room, self.source(), &[self.destination()], len);
+        let (from, to) = (self.source(), self.destination());
+        let reach = copy_small(self.dma, from, to, len).unwrap_or_else(|| copy(self.dma, self.room, from, &[to], len));
         self.advance(reach)
     }
 

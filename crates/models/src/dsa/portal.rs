@@ -25,6 +25,8 @@ use super::spec::{DESCRIPTOR_BYTES, Descriptor, PAGE, PORTAL_BAR, Refusal, wqcfg
 const PORTALS: u64 = 4;
 /// Places of a page.
 const PLACES: usize = PAGE as usize / DESCRIPTOR_BYTES;
+/// Looks at the next place to one at all of them.
+const ROUNDS: u32 = 8;
 /// Offset in a place of what became of its descriptor.
 pub const ANSWER: u64 = 8;
 
@@ -154,25 +156,44 @@ impl Accelerator {
         let page = (number as u64 * PORTALS + portal) * PAGE;
         let first = self.queues.get(number).map_or(0, |queue| queue.next);
         let mut found = false;
+        // Who goes round has stored in the next place, who does not in the one
+        // before. The others are looked at now and then.
+        let quickly = !self.looks.is_multiple_of(ROUNDS);
         for n in 0..PLACES {
             let index = (first + n) % PLACES;
             let place = page + (index * DESCRIPTOR_BYTES) as u64;
             if pages.load_long(place) == 0 {
-                continue;
+                if !quickly {
+                    continue;
+                }
+                let before = (index + PLACES - 1) % PLACES;
+                let place = page + (before * DESCRIPTOR_BYTES) as u64;
+                if n > 0 || pages.load_long(place) == 0 {
+                    break;
+                }
+                return self.take_if_room(io, pages, number, portal, before);
             }
-            // A dedicated queue that is full leaves the descriptor where it is
-            // until there is room.
-            let dedicated = self.wqcfg(number, wqcfg::MODE) & wqcfg::DEDICATED != 0;
-            if dedicated && self.queues.get(number).is_none_or(|queue| queue.occupancy() >= queue.size) {
+            if !self.take_if_room(io, pages, number, portal, index) {
                 break;
             }
             found = true;
-            self.take_place(io, pages, number, portal, place);
-            if let Some(queue) = self.queues.get_mut(number) {
-                queue.next = (index + 1) % PLACES;
-            }
         }
         found
+    }
+
+    /// Takes what is in a place, unless the queue is a dedicated one and full:
+    /// then it stays where it is until there is room.
+    fn take_if_room(&mut self, io: &Io<'_>, pages: Pages<'_>, number: usize, portal: u64, index: usize) -> bool {
+        let dedicated = self.wqcfg(number, wqcfg::MODE) & wqcfg::DEDICATED != 0;
+        if dedicated && self.queues.get(number).is_none_or(|queue| queue.occupancy() >= queue.size) {
+            return false;
+        }
+        let page = (number as u64 * PORTALS + portal) * PAGE;
+        self.take_place(io, pages, number, portal, page + (index * DESCRIPTOR_BYTES) as u64);
+        if let Some(queue) = self.queues.get_mut(number) {
+            queue.next = (index + 1) % PLACES;
+        }
+        true
     }
 
     fn take_place(&mut self, io: &Io<'_>, pages: Pages<'_>, number: usize, portal: u64, place: u64) {

@@ -24,7 +24,7 @@ fn each_place() {
         f.memory.set(DATA, &[1; 256]);
         for (n, descriptor) in (0..).zip(bytes(256)) {
             f.store_at(n * 64, &descriptor);
-            (0..4).for_each(|_| {
+            (0..32).for_each(|_| {
                 f.bench.turn();
             });
         }

@@ -57,6 +57,12 @@ impl Descriptor {
         self.specific.get(offset..offset + N).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
     }
 
+    /// What only some operations have, as numbers.
+    #[must_use]
+    pub fn words(&self) -> [u64; 3] {
+        [0, 8, 16].map(|offset| u64::from_le_bytes(self.specific(offset)))
+    }
+
     /// Second destination of a dual cast, or delta record to create.
     #[must_use]
     pub fn second(&self) -> u64 {
