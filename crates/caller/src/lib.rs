@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod parking;
+pub mod tree;
 
 use std::fmt::Debug;
 use std::sync::Arc;

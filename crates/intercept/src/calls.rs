@@ -118,11 +118,11 @@ impl State {
             Identity::Placeholder(node) => node,
             Identity::Foreign(_) => return Ok(None),
         };
-        self.take_place(n, listener, fd, &node).map(Some)
+        self.take_place(n, listener, fd, node).map(Some)
     }
 
     /// Opens `node` and puts it in the place of `fd`, which was opened natively.
-    fn take_place(&mut self, n: &Notification, listener: &Listener, fd: i32, node: &Node) -> Result<Known, Errno> {
+    fn take_place(&mut self, n: &Notification, listener: &Listener, fd: i32, node: Node) -> Result<Known, Errno> {
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
         let thread = thread!(self, process, n.tid);
         let file = self.kernel.open(node, &thread)?;
@@ -140,7 +140,7 @@ impl State {
         (stand_in, node, file): (u64, Node, Option<FileId>),
     ) -> Result<Known, Errno> {
         let Some(file) = file else {
-            let known = self.take_place(n, listener, fd, &node)?;
+            let known = self.take_place(n, listener, fd, node)?;
             self.files.took_place(stand_in, known.file);
             return Ok(known);
         };

@@ -76,7 +76,7 @@ impl Farm {
     /// What changes from the tree that is there to `new`.
     pub(crate) fn changes(&self, new: &Tree) -> Changes {
         let nodes = |tree: &Tree, other: &Tree| -> Vec<String> {
-            let is_node = |entry: Option<&Entry>| matches!(entry, Some(Entry::Node(_)));
+            let is_node = |entry: Option<&Entry>| matches!(entry, Some(Entry::Device(_)));
             tree.entries
                 .iter()
                 .filter(|(path, entry)| is_node(Some(entry)) && !is_node(other.entries.get(*path)))
@@ -96,7 +96,7 @@ impl Farm {
             .map(|(path, _)| path.clone())
             .collect();
         for path in &gone {
-            if !matches!(self.tree.entries.remove(path), Some(Entry::Dir { .. })) {
+            if !matches!(self.tree.entries.remove(path), Some(Entry::Directory { .. })) {
                 self.remove(path, AtFlags::empty())?;
             }
         }
@@ -104,7 +104,7 @@ impl Farm {
             .entries
             .iter()
             .flat_map(|(path, entry)| {
-                ancestors(path).chain(matches!(entry, Entry::Dir { .. }).then_some(path.as_str()))
+                ancestors(path).chain(matches!(entry, Entry::Directory { .. }).then_some(path.as_str()))
             })
             .collect();
         let unneeded: Vec<String> = self
@@ -125,14 +125,14 @@ impl Farm {
             self.parents(path)?;
             let at = relative(path);
             match entry {
-                Entry::Dir { .. } => self.dir(path)?,
-                Entry::File { data, mode } => self.file(at, data, *mode)?,
-                Entry::Symlink(target) => {
+                Entry::Directory { .. } => self.dir(path)?,
+                Entry::File { content: data, mode, .. } => self.file(at, data, u32::from(*mode))?,
+                Entry::Link(target) => {
                     let _ = rustix::fs::unlinkat(&self.root, at, AtFlags::empty());
                     rustix::fs::symlinkat(target.as_str(), &self.root, at)?;
                 }
-                Entry::Node(_) => {
-                    if !matches!(self.tree.entries.get(path), Some(Entry::Node(_))) {
+                Entry::Device(_) => {
+                    if !matches!(self.tree.entries.get(path), Some(Entry::Device(_))) {
                         self.file(at, &[], 0o666)?;
                     }
                 }
@@ -210,6 +210,7 @@ fn done(result: Result<(), Errno>) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Node;
     use crate::scratch::Scratch;
 
     fn farm() -> (Scratch, Farm) {
@@ -224,7 +225,7 @@ mod tests {
         let mut tree = Tree::default();
         tree.file("/sys/devices/pci0000:00/a/vendor", 0o444, "0x1b36\n");
         tree.symlink("/sys/bus/pci/devices/a", "../../../devices/pci0000:00/a");
-        tree.node("vfio/7");
+        tree.node(Node::VfioGroup(7));
         farm.update(tree).unwrap();
         let read = |path: &str| std::fs::read_to_string(scratch.path().join(path)).unwrap();
         assert_eq!(read("sys/bus/pci/devices/a/vendor"), "0x1b36\n");
@@ -236,17 +237,17 @@ mod tests {
         let (scratch, mut farm) = farm();
         let mut tree = Tree::default();
         tree.file("/sys/a/numvfs", 0o444, "0\n");
-        tree.own_dir("/sys/a/gone");
+        tree.own("/sys/a/gone");
         tree.file("/sys/a/gone/x", 0o444, "");
         tree.file("/sys/b/c/x", 0o444, "");
-        tree.node("vfio/1");
+        tree.node(Node::VfioGroup(1));
         farm.update(tree.clone()).unwrap();
         let open = std::fs::File::open(scratch.path().join("sys/a/numvfs")).unwrap();
 
         let mut next = Tree::default();
         next.file("/sys/a/numvfs", 0o444, "12\n");
         next.file("/sys/a/new", 0o200, "");
-        next.node("vfio/2");
+        next.node(Node::VfioGroup(2));
         assert_eq!(
             farm.changes(&next),
             Changes { new_nodes: vec!["/dev/vfio/2".into()], old_nodes: vec!["/dev/vfio/1".into()] }

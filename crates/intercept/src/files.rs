@@ -193,7 +193,7 @@ impl Files {
     }
 
     /// What stands in for a node until its first call.
-    pub(crate) fn stand_in(&self, node: &Node, path: &str) -> Result<OwnedFd, Errno> {
+    pub(crate) fn stand_in(&self, node: Node, path: &str) -> Result<OwnedFd, Errno> {
         self.table.borrow_mut().stand_ins.make(node, path)
     }
 

@@ -83,7 +83,7 @@ pub(crate) fn link(tid: i32, fd: i32) -> Option<PathBuf> {
 fn placeholder(tid: i32, fd: i32, tree: &Tree) -> Option<Node> {
     let path = link(tid, fd)?;
     match tree.entries.get(path.to_str()?) {
-        Some(Entry::Node(node)) => Some(node.clone()),
+        Some(Entry::Device(node)) => Some(*node),
         _ => None,
     }
 }

@@ -4,9 +4,9 @@
 //! The front door decodes system calls and encodes their results; every rule
 //! and every errno comes from here.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use caller::tree::{Node, Tree};
 use caller::{Caller, FileId, ProcessId, Reply, Ticket, Wait, Wake};
 use device::DeviceFile;
 use uapi::Errno;
@@ -20,7 +20,7 @@ use crate::Figures;
 /// stays open until [`take_woken`](Self::take_woken) says how the wait ended.
 pub trait Kernel: Send {
     /// `open()` of a node. The id is fresh; errors are those of `open`.
-    fn open(&mut self, node: &Node, caller: &dyn Caller) -> Result<FileId, Errno>;
+    fn open(&mut self, node: Node, caller: &dyn Caller) -> Result<FileId, Errno>;
 
     /// `ioctl()` on an open file.
     fn ioctl(&mut self, file: FileId, request: u32, arg: u64, caller: &dyn Caller) -> Result<Reply, Errno>;
@@ -91,11 +91,6 @@ pub trait Kernel: Send {
     fn attend(&mut self) {}
 }
 
-/// A device node, by its path below `/dev`: `vfio/vfio`, `vfio/7`,
-/// `vfio/devices/vfio0`, `iommu`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Node(pub String);
-
 /// Kinds of open file, as far as their requests differ (API-002).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FileKind {
@@ -111,63 +106,4 @@ pub enum FileKind {
     VhostVdpa,
     /// Anything else (migration data, fault queue).
     Other,
-}
-
-/// Major and minor number that every node of the tree shows: those of
-/// `/dev/null`, which stands in for them. A `dev` attribute of the tree says
-/// the same (GRP-059).
-pub const NODE_DEVICE: (u32, u32) = (1, 3);
-
-/// The fake parts of `/dev`, `/sys` and `/proc`.
-///
-/// Keys are absolute and normalised (`/sys/bus/pci/devices`); parents that
-/// are not listed are directories that merge with the real ones.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tree {
-    /// Entries by path.
-    pub entries: BTreeMap<String, Entry>,
-}
-
-/// One name in the fake tree.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entry {
-    /// A directory.
-    Dir {
-        /// Whether it replaces the machine's directory of that name (and all
-        /// below it). `false`: what the machine has there shows too.
-        own: bool,
-    },
-    /// A regular file (a sysfs attribute).
-    File {
-        /// Its contents.
-        data: Vec<u8>,
-        /// Permission bits, such as `0o444`.
-        mode: u32,
-    },
-    /// A symbolic link and its target.
-    Symlink(String),
-    /// A character device.
-    Node(Node),
-}
-
-impl Tree {
-    /// Adds a directory that replaces the machine's.
-    pub fn own_dir(&mut self, path: impl Into<String>) {
-        self.entries.insert(path.into(), Entry::Dir { own: true });
-    }
-
-    /// Adds a file.
-    pub fn file(&mut self, path: impl Into<String>, mode: u32, data: impl Into<Vec<u8>>) {
-        self.entries.insert(path.into(), Entry::File { data: data.into(), mode });
-    }
-
-    /// Adds a symbolic link.
-    pub fn symlink(&mut self, path: impl Into<String>, target: impl Into<String>) {
-        self.entries.insert(path.into(), Entry::Symlink(target.into()));
-    }
-
-    /// Adds the node `/dev/NAME`.
-    pub fn node(&mut self, name: &str) {
-        self.entries.insert(format!("/dev/{name}"), Entry::Node(Node(name.to_owned())));
-    }
 }

@@ -94,9 +94,10 @@ mod thread;
 mod trace;
 mod waker;
 
+pub use caller::tree::{Entry, NODE_DEVICE, Node, Tree};
 pub use error::Error;
 pub use figures::Figures;
-pub use kernel::{Entry, FileKind, Kernel, NODE_DEVICE, Node, Tree};
+pub use kernel::{FileKind, Kernel};
 pub use options::{Isolation, Options};
 pub use run::run;
 pub use signals::exit_like;

@@ -88,7 +88,7 @@ fn nest(tree: &Tree) -> Dir<'_> {
         while let Some(part) = parts.next() {
             let last = parts.peek().is_none();
             match (last, entry) {
-                (true, Entry::Dir { own }) => {
+                (true, Entry::Directory { own }) => {
                     if let Name::Dir(dir) = dir.names.entry(part).or_insert_with(|| Name::Dir(Dir::default())) {
                         dir.own |= own;
                     }
@@ -164,7 +164,7 @@ impl Planner<'_> {
             let path = format!("{path}/{name}");
             match what {
                 Name::Dir(dir) => self.dir(&path, dir, compose),
-                Name::Other(Entry::Node(_)) => self.node(&path),
+                Name::Other(Entry::Device(_)) => self.node(&path),
                 Name::Other(Entry::File { .. }) if !compose => self.fake(&path),
                 Name::Other(_) => {}
             }
@@ -176,7 +176,7 @@ impl Planner<'_> {
         let Some(real) = self.real(path) else { return false };
         match what {
             Name::Dir(_) => real.is_dir(),
-            Name::Other(Entry::Symlink(_)) => false,
+            Name::Other(Entry::Link(_)) => false,
             Name::Other(_) => !real.is_dir() && !real.is_symlink(),
         }
     }
@@ -242,7 +242,7 @@ impl Planner<'_> {
             let path = format!("{path}/{name}");
             match what {
                 Name::Dir(dir) => self.nodes(&path, dir),
-                Name::Other(Entry::Node(_)) => self.node(&path),
+                Name::Other(Entry::Device(_)) => self.node(&path),
                 Name::Other(_) => {}
             }
         }
@@ -256,6 +256,7 @@ fn c_string(path: &str) -> Option<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Node;
 
     fn machine(paths: &[&str]) -> crate::scratch::Scratch {
         let root = crate::scratch::Scratch::new("mounts").unwrap();
@@ -281,9 +282,9 @@ mod tests {
     fn mounts_over_what_is_there() {
         let root = machine(&["dev", "sys/bus/pci/devices", "sys/bus/usb", "sys/kernel/iommu_groups"]);
         let mut tree = Tree::default();
-        tree.own_dir("/sys/bus/pci");
+        tree.own("/sys/bus/pci");
         tree.file("/sys/bus/pci/devices/x", 0o444, "1");
-        tree.own_dir("/sys/kernel/iommu_groups");
+        tree.own("/sys/kernel/iommu_groups");
         let plan = plan(&tree, root.path());
         assert_eq!(
             text(&plan),
@@ -298,8 +299,8 @@ mod tests {
         std::fs::write(root.path().join("dev/tty"), "").unwrap();
         std::os::unix::fs::symlink("/proc/self/fd", root.path().join("dev/fd")).unwrap();
         let mut tree = Tree::default();
-        tree.own_dir("/dev/vfio");
-        tree.node("vfio/7");
+        tree.own("/dev/vfio");
+        tree.node(Node::VfioGroup(7));
         let plan = plan(&tree, root.path());
         let mut mounts = text(&plan);
         mounts[3..5].sort();
@@ -322,9 +323,9 @@ mod tests {
     fn a_merged_directory_below_a_composed_one_keeps_its_entries() {
         let root = machine(&["dev", "sys/class/net", "sys/devices/system", "sys/devices/pci0000:00/0000:00:05.0"]);
         let mut tree = Tree::default();
-        tree.own_dir("/sys/class/vfio-dev");
-        tree.own_dir("/sys/devices/pci0000:00/0000:00:01.0");
-        tree.own_dir("/sys/devices/virtual");
+        tree.own("/sys/class/vfio-dev");
+        tree.own("/sys/devices/pci0000:00/0000:00:01.0");
+        tree.own("/sys/devices/virtual");
         let plan = plan(&tree, root.path());
         let mounts = text(&plan);
         assert!(mounts.contains(&"fake sys/devices /sys/devices".into()), "{mounts:?}");

@@ -23,11 +23,6 @@ use crate::state::State;
 use crate::thread::Thread;
 use crate::{Entry, Isolation, Node};
 
-/// Nodes below this are opened late, at their first request: programs compare
-/// the device number of the open file with the one in sysfs (GRP-059), so it
-/// must stay a character device until then.
-const CDEVS: &str = "vfio/devices/";
-
 /// The arguments of an open.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Open {
@@ -91,9 +86,9 @@ impl State {
             return Err(Errno::EEXIST);
         }
         match self.farm.tree().entries.get(&found) {
-            Some(Entry::Node(node)) if open.flags & (libc::O_PATH | libc::O_DIRECTORY) == 0 => {
-                let node = node.clone();
-                self.open_node(n, listener, &node, open.flags)
+            Some(Entry::Device(node)) if open.flags & (libc::O_PATH | libc::O_DIRECTORY) == 0 => {
+                let node = *node;
+                self.open_node(n, listener, node, open.flags)
             }
             Some(Entry::File { mode, .. })
                 if open.flags & libc::O_ACCMODE != libc::O_RDONLY && open.flags & libc::O_PATH == 0 =>
@@ -106,14 +101,17 @@ impl State {
         }
     }
 
-    fn open_node(&mut self, n: &Notification, listener: &Listener, node: &Node, flags: i32) -> Result<Outcome, Errno> {
-        tracing::debug!(target: "vfuse::call", tid = n.tid, node = node.0, "opens");
+    fn open_node(&mut self, n: &Notification, listener: &Listener, node: Node, flags: i32) -> Result<Outcome, Errno> {
+        tracing::debug!(target: "vfuse::call", tid = n.tid, %node, "opens");
         let cloexec = flags & libc::O_CLOEXEC != 0;
-        if node.0.starts_with(CDEVS) {
+        // Opened late, at its first request: programs compare the device number of
+        // the open file with the one in sysfs (GRP-059), so it must stay a
+        // character device until then.
+        if matches!(node, Node::VfioCdev(_)) {
             // The program's own name for it, where it has one.
             let path = match self.isolation {
                 Isolation::Paths => "/dev/null".to_owned(),
-                _ => format!("/proc/{}/root/dev/{}", n.tid, node.0),
+                _ => format!("/proc/{}/root/dev/{}", n.tid, node),
             };
             let fd = self.files.stand_in(node, &path).map_err(to_core)?;
             return Ok(Outcome::NewFd { fd, cloexec, known: None });
@@ -125,7 +123,7 @@ impl State {
         Ok(Outcome::NewFd { fd, cloexec, known: Some(Known { file, kind, device: None }) })
     }
 
-    fn open_attribute(&mut self, path: String, mode: u32, flags: i32) -> Result<Outcome, Errno> {
+    fn open_attribute(&mut self, path: String, mode: u16, flags: i32) -> Result<Outcome, Errno> {
         if mode & 0o222 == 0 {
             // Linux refuses this to root too: the attribute has no store.
             return Err(Errno::EACCES);

@@ -148,7 +148,7 @@ impl State {
         match call.what {
             What::Stat(buf) => {
                 let mut stat = rustix::fs::statat(dir, path, flags).map_err(to_core)?;
-                if let Some(Entry::Node(_)) = entry {
+                if let Some(Entry::Device(_)) = entry {
                     stat.st_mode = libc::S_IFCHR | 0o666;
                     stat.st_rdev = rustix::fs::makedev(major, minor);
                 }
@@ -165,7 +165,7 @@ impl State {
                 if done != 0 {
                     return Err(to_core(last_errno()));
                 }
-                if let Some(Entry::Node(_)) = entry {
+                if let Some(Entry::Device(_)) = entry {
                     statx.stx_mode = (libc::S_IFCHR | 0o666) as u16;
                     (statx.stx_rdev_major, statx.stx_rdev_minor) = (major, minor);
                 }
@@ -173,14 +173,14 @@ impl State {
                 thread.write(buf, unsafe { bytes_of(&statx) })?;
             }
             What::Access(mode) => {
-                if !matches!(entry, Some(Entry::Node(_) | Entry::Symlink(_))) {
+                if !matches!(entry, Some(Entry::Device(_) | Entry::Link(_))) {
                     let access = Access::from_bits(mode).ok_or(Errno::EINVAL)?;
                     rustix::fs::accessat(dir, path, access, AtFlags::empty()).map_err(to_core)?;
                 }
             }
             What::Readlink { buf, len } => {
                 let target = match entry {
-                    Some(Entry::Symlink(target)) => target.clone().into_bytes(),
+                    Some(Entry::Link(target)) => target.clone().into_bytes(),
                     Some(_) => return Err(Errno::EINVAL),
                     None => rustix::fs::readlinkat(dir, path, Vec::new()).map_err(to_core)?.into_bytes(),
                 };
@@ -225,7 +225,7 @@ impl State {
         if self.is_machines_dir(path) {
             return Ok(Outcome::GoOn);
         }
-        if let Some(Entry::Symlink(_)) = self.farm.tree().entries.get(path) {
+        if let Some(Entry::Link(_)) = self.farm.tree().entries.get(path) {
             // O_NOFOLLOW. (A descriptor of a link itself cannot be handed over.)
             return Err(Errno::from_raw(libc::ELOOP));
         }
@@ -241,7 +241,7 @@ impl State {
     /// names but the machine's: then that one is as good.
     fn is_machines_dir(&self, path: &str) -> bool {
         let listed = self.farm.tree().entries.get(path);
-        matches!(listed, None | Some(Entry::Dir { own: false }))
+        matches!(listed, None | Some(Entry::Directory { own: false }))
             && !is_owned(self.farm.tree(), path)
             && !self.composed.iter().any(|dir| dir == path)
             && std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())

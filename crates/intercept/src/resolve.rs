@@ -36,7 +36,7 @@ pub(crate) fn resolve(tree: &Tree, path: &str, follow: bool) -> Target {
         }
         let next = format!("{at}/{part}");
         match tree.entries.get(&next) {
-            Some(Entry::Symlink(target)) if follow || directory || !todo.is_empty() => {
+            Some(Entry::Link(target)) if follow || directory || !todo.is_empty() => {
                 links += 1;
                 if links > MAX_LINKS {
                     return Target::Error(Errno::from_raw(libc::ELOOP));
@@ -49,7 +49,7 @@ pub(crate) fn resolve(tree: &Tree, path: &str, follow: bool) -> Target {
                 }
                 continue;
             }
-            Some(Entry::File { .. } | Entry::Node(_)) if directory || !todo.is_empty() => {
+            Some(Entry::File { .. } | Entry::Device(_)) if directory || !todo.is_empty() => {
                 return Target::Error(Errno::ENOTDIR);
             }
             Some(_) => {}
@@ -82,25 +82,27 @@ fn is_implied_dir(tree: &Tree, path: &str) -> bool {
 /// Whether the machine's entries in a directory are hidden.
 pub(crate) fn is_owned(tree: &Tree, dir: &str) -> bool {
     let ends = dir.match_indices('/').map(|(end, _)| end).chain([dir.len()]);
-    ends.filter_map(|end| dir.get(..end)).any(|dir| matches!(tree.entries.get(dir), Some(Entry::Dir { own: true })))
+    ends.filter_map(|end| dir.get(..end))
+        .any(|dir| matches!(tree.entries.get(dir), Some(Entry::Directory { own: true })))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Node;
 
     fn tree() -> Tree {
         let mut tree = Tree::default();
-        tree.own_dir("/sys/bus/pci");
+        tree.own("/sys/bus/pci");
         tree.symlink("/sys/bus/pci/devices/a", "../../../devices/pci0000:00/a");
         tree.file("/sys/devices/pci0000:00/a/vendor", 0o444, "1");
         tree.symlink("/sys/devices/pci0000:00/a/iommu_group", "../../../kernel/iommu_groups/7");
-        tree.own_dir("/sys/kernel/iommu_groups");
-        tree.own_dir("/sys/kernel/iommu_groups/7");
+        tree.own("/sys/kernel/iommu_groups");
+        tree.own("/sys/kernel/iommu_groups/7");
         tree.symlink("/sys/x", "y");
         tree.symlink("/sys/y", "/sys/x");
         tree.symlink("/sys/out", "devices/system");
-        tree.node("vfio/7");
+        tree.node(Node::VfioGroup(7));
         tree
     }
 

@@ -36,7 +36,7 @@ struct StandIn {
 
 impl StandIns {
     /// One for `node`, which the program knows as `path`.
-    pub(crate) fn make(&mut self, node: &Node, path: &str) -> Result<OwnedFd, Errno> {
+    pub(crate) fn make(&mut self, node: Node, path: &str) -> Result<OwnedFd, Errno> {
         let open = |path: &str| rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         if self.null.is_none() {
             self.null = Some(open("/dev/null")?);
@@ -47,7 +47,7 @@ impl StandIns {
         let id = u64::from(std::process::id()) << 32 | (self.made & u64::from(u32::MAX));
         self.made += 1;
         lock(&description, FileId(id), libc::F_WRLCK)?;
-        self.all.insert(id, StandIn { node: node.clone(), file: None });
+        self.all.insert(id, StandIn { node, file: None });
         Ok(description)
     }
 
@@ -59,7 +59,7 @@ impl StandIns {
         let info = info()?;
         let locks = info.lines().filter(|line| line.starts_with("lock:") && line.contains("OFDLCK"));
         let mut starts = locks.filter_map(|line| line.split_ascii_whitespace().rev().nth(1)?.parse::<u64>().ok());
-        starts.find_map(|id| self.all.get(&id).map(|found| (id, found.node.clone(), found.file)))
+        starts.find_map(|id| self.all.get(&id).map(|found| (id, found.node, found.file)))
     }
 
     /// A file has taken its place.
@@ -95,20 +95,20 @@ mod tests {
     #[test]
     fn each_is_known_by_its_lock() {
         let mut all = StandIns::default();
-        let node = |n: u32| Node(format!("vfio/devices/vfio{n}"));
+        let node = Node::VfioCdev;
         let me = std::process::id() as i32;
-        let (one, two) = (all.make(&node(0), "/dev/null").unwrap(), all.make(&node(0), "/nonexistent").unwrap());
+        let (one, two) = (all.make(node(0), "/dev/null").unwrap(), all.make(node(0), "/nonexistent").unwrap());
         let find = |all: &StandIns, fd: &OwnedFd| all.find(|| crate::identity::fdinfo(me, fd.as_raw_fd()));
         let (first, second) = (find(&all, &one).unwrap(), find(&all, &two).unwrap());
         assert_ne!(first.0, second.0);
-        assert_eq!(find(&all, &one.try_clone().unwrap()), Some(first.clone()));
+        assert_eq!(find(&all, &one.try_clone().unwrap()), Some(first));
         assert_eq!(find(&all, &std::fs::File::open("/dev/null").unwrap().into()), None);
         all.took_place(first.0, FileId(3));
         assert_eq!(find(&all, &one), Some((first.0, node(0), Some(FileId(3)))));
         assert!(all.keep(FileId(3)) && !all.keep(FileId(4)));
         drop(one);
         assert!(!all.keep(FileId(3)));
-        let _three = all.make(&node(1), "/dev/null").unwrap();
+        let _three = all.make(node(1), "/dev/null").unwrap();
         assert_eq!(all.all.len(), 2, "what is closed is forgotten");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use caller::{Caller, FileId, ProcessId, Reply, Ticket, Wait, Wake};
 use device::{DeviceFile, Endpoint};
-use host::tree::{Entry, Node};
+use host::tree::{Node, Tree};
 use host::{FileKind, Host};
 use sys::executor::Executor;
 use uapi::Errno;
@@ -81,25 +81,8 @@ impl Running {
     }
 }
 
-/// What `dev` attributes say is what the stand-ins of nodes are (GRP-059).
-const _: () = assert!(
-    host::tree::NODE_DEVICE.0 == intercept::NODE_DEVICE.0 && host::tree::NODE_DEVICE.1 == intercept::NODE_DEVICE.1
-);
-
 impl intercept::Kernel for Running {
-    fn open(&mut self, node: &intercept::Node, caller: &dyn Caller) -> Result<FileId, Errno> {
-        let node = match node.0.strip_prefix("vfio/") {
-            Some("vfio") => Node::VfioContainer,
-            Some(name) => {
-                let number = |text: &str| text.parse().map_err(|_| Errno::ENOENT);
-                match name.strip_prefix("devices/vfio") {
-                    Some(cdev) => Node::VfioCdev(number(cdev)?),
-                    None => Node::VfioGroup(number(name)?),
-                }
-            }
-            None if node.0 == "iommu" => Node::Iommufd,
-            None => return Err(Errno::ENOENT),
-        };
+    fn open(&mut self, node: Node, caller: &dyn Caller) -> Result<FileId, Errno> {
         self.act(|host| host.open(node, caller))
     }
 
@@ -142,22 +125,8 @@ impl intercept::Kernel for Running {
         self.host().generation()
     }
 
-    fn tree(&self) -> intercept::Tree {
-        let mut tree = intercept::Tree::default();
-        for (path, entry) in self.host().tree().iter() {
-            match entry {
-                Entry::Directory { own } => {
-                    tree.entries.insert(path.to_owned(), intercept::Entry::Dir { own: *own });
-                }
-                Entry::File { content, mode, .. } => tree.file(path, u32::from(*mode), content.clone()),
-                Entry::Link(target) => tree.symlink(path, target),
-                Entry::Device(Node::VfioContainer) => tree.node("vfio/vfio"),
-                Entry::Device(Node::VfioGroup(group)) => tree.node(&format!("vfio/{group}")),
-                Entry::Device(Node::VfioCdev(number)) => tree.node(&format!("vfio/devices/vfio{number}")),
-                Entry::Device(Node::Iommufd) => tree.node("iommu"),
-            }
-        }
-        tree
+    fn tree(&self) -> Tree {
+        self.host().tree()
     }
 
     fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<Reply, Errno> {

@@ -116,15 +116,15 @@ fn first_byte(pinned: &caller::Pinned) -> Result<u8, Errno> {
 }
 
 impl Kernel for Fake {
-    fn open(&mut self, node: &Node, caller: &dyn Caller) -> Result<FileId, Errno> {
+    fn open(&mut self, node: Node, caller: &dyn Caller) -> Result<FileId, Errno> {
         self.log.lock().unwrap().processes.push(caller.process());
-        match node.0.as_str() {
-            "vfio/vfio" => Ok(self.add(FileKind::Container)),
+        match node {
+            Node::VfioContainer => Ok(self.add(FileKind::Container)),
             // API-035
-            "vfio/7" if self.count(FileKind::Group) > 0 => Err(Errno::EBUSY),
-            "vfio/7" => Ok(self.add(FileKind::Group)),
-            "vfio/devices/vfio0" => Ok(self.add(FileKind::Device)),
-            "iommu" => Ok(self.add(FileKind::Iommufd)),
+            Node::VfioGroup(7) if self.count(FileKind::Group) > 0 => Err(Errno::EBUSY),
+            Node::VfioGroup(7) => Ok(self.add(FileKind::Group)),
+            Node::VfioCdev(0) => Ok(self.add(FileKind::Device)),
+            Node::Iommufd => Ok(self.add(FileKind::Iommufd)),
             _ => Err(Errno::ENODEV),
         }
     }
@@ -358,28 +358,28 @@ impl Kernel for Fake {
 
     fn tree(&self) -> Tree {
         let mut tree = Tree::default();
-        tree.own_dir("/dev/vfio");
-        for node in ["vfio/vfio", "vfio/7", "vfio/devices/vfio0", "iommu"] {
+        tree.own("/dev/vfio");
+        for node in [Node::VfioContainer, Node::VfioGroup(7), Node::VfioCdev(0), Node::Iommufd] {
             tree.node(node);
         }
-        tree.own_dir("/sys/bus/pci");
+        tree.own("/sys/bus/pci");
         tree.symlink("/sys/bus/pci/devices/0000:01:00.0", format!("../../../devices{}", &DEVICE[12..]));
-        tree.own_dir(DEVICE);
+        tree.own(DEVICE);
         tree.file(format!("{DEVICE}/vendor"), 0o444, "0x1b36\n");
         tree.file(format!("{DEVICE}/config"), 0o644, self.config);
         tree.file(format!("{DEVICE}/sriov_numvfs"), 0o644, format!("{}\n", self.vfs));
         tree.file(format!("{DEVICE}/vfio-dev/vfio0/dev"), 0o444, "1:3\n");
         tree.symlink(format!("{DEVICE}/iommu_group"), "../../../../kernel/iommu_groups/7");
-        tree.own_dir("/sys/kernel/iommu_groups");
+        tree.own("/sys/kernel/iommu_groups");
         tree.symlink("/sys/kernel/iommu_groups/7/devices/0000:01:00.0", format!("../../../..{}", &DEVICE[4..]));
-        tree.own_dir("/sys/module/vfio");
-        tree.own_dir("/sys/module/vfio_pci");
+        tree.own("/sys/module/vfio");
+        tree.own("/sys/module/vfio_pci");
         for n in 0..self.vfs {
             tree.symlink(
                 format!("/sys/bus/pci/devices/0000:01:00.{}", n + 1),
                 format!("../../../devices{}", &DEVICE[12..]),
             );
-            tree.node(&format!("vfio/{}", 8 + n));
+            tree.node(Node::VfioGroup(8 + n));
         }
         tree
     }
