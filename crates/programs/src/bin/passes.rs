@@ -3,10 +3,10 @@
 //! them, as libvirt and container runtimes do: the descriptors go over a
 //! socket (`SCM_RIGHTS`).
 //!
-//! `passes fresh` passes them as they were opened and closes its own; `passes
-//! bound` binds and attaches first; `passes kept` keeps its own and uses the
-//! device that the other process has bound. `passes receive` is that other
-//! process: the socket is its standard input.
+//! `passes fresh` passes them as they were opened; `passes bound` binds and
+//! attaches first; `passes kept` keeps its own and uses the device that the
+//! other process has bound. `passes receive` is that process: the socket is its
+//! standard input.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
