@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The rules of iommufd: everything behind `/dev/iommu`.
 //!
-//! [`Iommufd`] is the whole subsystem. A program's open file is a [`Context`]
+//! [`Iommufd`] is the whole subsystem. A program's open file is a context
 //! (`context`) of objects with ids (`ids`); `envelope` is how structures are
 //! passed, `dispatch` says which request means what.
 #![forbid(unsafe_code)]
