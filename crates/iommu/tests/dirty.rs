@@ -10,28 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use common::{Bytes, PAGE, map};
-use iommu::{Access, AddressSpace, DirtyLog, Domain, Mapping, Memory, MemoryFault, Places, Prot, Requester};
+use common::{Bytes, PAGE, Sink, map};
+use iommu::{Access, AddressSpace, DirtyLog, Domain, Mapping, Places, Prot, Requester};
 use proptest::prelude::*;
-use vm_memory::VolatileSlice;
-
-/// Memory that takes everything.
-#[derive(Debug)]
-struct Sink;
-
-impl Memory for Sink {
-    fn slice(&self, _: u64, _: usize) -> Option<VolatileSlice<'_>> {
-        None
-    }
-
-    fn read(&self, _: u64, _: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
-        Ok(())
-    }
-
-    fn write(&self, _: u64, _: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
-        Ok(())
-    }
-}
 
 struct Lab {
     domain: Domain,

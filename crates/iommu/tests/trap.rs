@@ -2,33 +2,17 @@
 //! Something that is planned for the n-th access of a device.
 #![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
 
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use iommu::{Access, AddressSpace, DmaFault, FaultReason, Mapping, Memory, MemoryFault, Prot, Requester};
-use vm_memory::VolatileSlice;
-
-/// Memory that takes everything.
-#[derive(Debug)]
-struct Nothing;
-
-impl Memory for Nothing {
-    fn slice(&self, _: u64, _: usize) -> Option<VolatileSlice<'_>> {
-        None
-    }
-
-    fn read(&self, _: u64, _: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
-        Ok(())
-    }
-
-    fn write(&self, _: u64, _: &VolatileSlice<'_>) -> Result<(), MemoryFault> {
-        Ok(())
-    }
-}
+use common::Sink;
+use iommu::{Access, AddressSpace, DmaFault, FaultReason, Mapping, Prot, Requester};
 
 fn requester() -> (Arc<AddressSpace>, Arc<Requester>) {
     let space = AddressSpace::new();
-    let memory = Arc::new(Nothing);
+    let memory = Arc::new(Sink);
     space.map(Mapping { first: 0, last: 0xffff, prot: Prot::READ | Prot::WRITE, memory, offset: 0, tag: 0 }).unwrap();
     let requester = Requester::new();
     requester.set_bus_master(true);

@@ -14,39 +14,14 @@ in_each_way! {
     fn hostile_programs_harm_nobody_else(way) {
         let (vfuse, hostile) = prepared(way);
         // A pipe ends when every process that could write to it is gone.
-        let lines = format!(
-            "{hostile} vfio 1000 1 exit | cat
-             {hostile} vfio 700 2 kill | cat
-             {hostile} vfio 300 3 kill | cat
-             qemu-io -f raw -c 'write -P 0x5a 0 1M' -c 'read -P 0x5a 0 1M' nvme://0000:01:00.0/1
-             echo served"
-        );
-        let outcome = vfuse.shell(&lines);
-        outcome.succeeded().said("ended after").said("killed after").said("served").said("read 1048576/1048576");
-        for word in ["panicked", "verification failed"] {
-            assert!(!outcome.text.contains(word), "{}", outcome.text);
-        }
-        assert_eq!(left(&vfuse), Vec::<String>::new());
+        storms(&vfuse, &hostile, "vfio", [1000, 700, 300]);
     }
 
     /// The same on `/dev/iommu`, with a mock IOMMU and a controller that does
     /// DMA through what is mapped and unmapped meanwhile.
     fn hostile_programs_on_iommufd_harm_nobody_else(way) {
         let (vfuse, hostile) = prepared(way);
-        let vfuse = vfuse.lab(LAB);
-        let lines = format!(
-            "{hostile} iommufd 2000 1 exit | cat
-             {hostile} iommufd 1500 2 kill | cat
-             {hostile} iommufd 700 3 kill | cat
-             qemu-io -f raw -c 'write -P 0x5a 0 1M' -c 'read -P 0x5a 0 1M' nvme://0000:01:00.0/1
-             echo served"
-        );
-        let outcome = vfuse.shell(&lines);
-        outcome.succeeded().said("ended after").said("killed after").said("served").said("read 1048576/1048576");
-        for word in ["panicked", "verification failed"] {
-            assert!(!outcome.text.contains(word), "{}", outcome.text);
-        }
-        assert_eq!(left(&vfuse), Vec::<String>::new());
+        storms(&vfuse.lab(LAB), &hostile, "iommufd", [2000, 1500, 700]);
     }
 
     /// Who wants more than there is gets an errno; the supervisor keeps its
@@ -83,6 +58,25 @@ fn prepared(way: Way) -> (Vfuse, String) {
     let hostile = vfuse.place.program(Path::new(env!("CARGO_BIN_EXE_hostile"))).display().to_string();
     let place = vfuse.place.path("").display().to_string();
     (vfuse.env("STRESS_PLACE", &place), hostile)
+}
+
+/// One attack three times, of so many milliseconds each: one that exits and
+/// two that are killed. Then somebody who means well is served.
+fn storms(vfuse: &Vfuse, hostile: &str, attack: &str, [first, second, third]: [u32; 3]) {
+    // A pipe ends when every process that could write to it is gone.
+    let lines = format!(
+        "{hostile} {attack} {first} 1 exit | cat
+         {hostile} {attack} {second} 2 kill | cat
+         {hostile} {attack} {third} 3 kill | cat
+         qemu-io -f raw -c 'write -P 0x5a 0 1M' -c 'read -P 0x5a 0 1M' nvme://0000:01:00.0/1
+         echo served"
+    );
+    let outcome = vfuse.shell(&lines);
+    outcome.succeeded().said("ended after").said("killed after").said("served").said("read 1048576/1048576");
+    for word in ["panicked", "verification failed"] {
+        assert!(!outcome.text.contains(word), "{}", outcome.text);
+    }
+    assert_eq!(left(vfuse), Vec::<String>::new());
 }
 
 /// Processes of a run that are still there.

@@ -2,14 +2,12 @@
 //! The command line: what it refuses and how, the control socket, the trace.
 #![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+mod common;
 
-fn vfuse(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vfuse")).args(arguments).output().unwrap()
-}
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use common::{Scratch, end, vfuse, waiting};
 
 /// Exit status, and the one line of complaint.
 fn refused(arguments: &[&str]) -> (i32, String) {
@@ -18,52 +16,10 @@ fn refused(arguments: &[&str]) -> (i32, String) {
     (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// A directory that goes away with the test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = std::env::temp_dir().join(format!("vfuse-cli-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Scratch(path)
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A lab whose program waits for its standard input to end.
-fn waiting(arguments: &[&str]) -> Child {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_vfuse"))
-        .arg("run")
-        .args(arguments)
-        .args(["--", "sh", "-c", "echo ready; read end"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    child
-}
-
-fn end(mut child: Child) {
-    child.stdin.take().unwrap().write_all(b"\n").unwrap();
-    assert!(child.wait().unwrap().success());
-}
-
 #[test]
 fn what_cannot_be_used_is_refused_with_status_2() {
     let scratch = Scratch::new("refused");
-    let lab = scratch.file("lab.toml");
+    let lab = scratch.path("lab.toml");
     std::fs::write(&lab, "[[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\nfile = \"/nowhere/disk.img\"\n").unwrap();
     for (arguments, part) in [
         (&["run", "--device", "floppy", "--", "true"][..], "unknown model `floppy`"),
@@ -98,7 +54,7 @@ fn a_lab_is_shown() {
 #[test]
 fn a_running_lab_answers_at_its_socket() {
     let scratch = Scratch::new("control");
-    let socket = scratch.file("lab.sock");
+    let socket = scratch.path("lab.sock");
     // Left by a lab that was killed.
     drop(UnixListener::bind(&socket).unwrap());
     let child = waiting(&["--control", &socket]);
@@ -120,7 +76,7 @@ fn a_running_lab_answers_at_its_socket() {
 #[test]
 fn the_trace_is_one_object_a_line() {
     let scratch = Scratch::new("trace");
-    let trace = scratch.file("trace.json");
+    let trace = scratch.path("trace.json");
     // A container is opened by the shell and asked nothing: opening and closing it is not a call.
     let output = vfuse(&["run", "--trace", &trace, "--", "sh", "-c", "exec 3<>/dev/vfio/vfio; exec 3>&-"]);
     assert!(output.status.success());

@@ -3,18 +3,17 @@
 //! written here, and on a running lab.
 #![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+mod common;
 
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{Scratch, end, vfuse, waiting};
 use host::tree::Entry;
 use host::{Host, Lab};
 use sim::{SimPlatform, SimStorage};
-
-fn vfuse(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vfuse")).args(arguments).output().unwrap()
-}
 
 fn stdout(arguments: &[&str]) -> String {
     let output = vfuse(arguments);
@@ -27,28 +26,6 @@ fn refused(arguments: &[&str]) -> String {
     let output = vfuse(arguments);
     assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{arguments:?}");
     String::from_utf8(output.stderr).unwrap()
-}
-
-/// A directory that goes away with the test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = std::env::temp_dir().join(format!("vfuse-topology-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Scratch(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 const LAB: &str = "\
@@ -76,27 +53,6 @@ fn capture(lab: &str, to: &Path) {
             Entry::Device(_) => {}
         }
     }
-}
-
-/// A lab whose program waits for its standard input to end.
-fn waiting(arguments: &[&str]) -> Child {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_vfuse"))
-        .arg("run")
-        .args(arguments)
-        .args(["--", "sh", "-c", "echo ready; read end"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    child
-}
-
-fn end(mut child: Child) {
-    child.stdin.take().unwrap().write_all(b"\n").unwrap();
-    assert!(child.wait().unwrap().success());
 }
 
 /// A lab and a capture of its sysfs say the same, but for who has it open.
