@@ -6,21 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use iommu::Requester;
 use pci::FunctionSpec;
 
-use crate::{DeviceFile, Interrupts, Window};
+use crate::{DeviceFile, Interrupts, Steppable, Turn, Wake, Window};
 
 /// Time since the lab started, in nanoseconds.
 pub type Nanos = u64;
-
-/// What a device wants after a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// Nothing to do until a register changes.
-    Idle,
-    /// It did something, or there is more to do now.
-    Busy,
-    /// Nothing to do before this time unless a register changes.
-    Until(Nanos),
-}
 
 /// How a function was reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,15 +68,6 @@ pub trait Device: Send {
     /// Returns to the state after power on. Work under way is dropped, with no
     /// completion and no interrupt.
     fn reset(&mut self, io: &mut Io<'_>, kind: ResetKind);
-}
-
-/// How an endpoint tells the executor that it may have work.
-pub trait Wake: Send + Sync + std::fmt::Debug {
-    /// Whether a program has the device open; only then does it need turns.
-    fn set_active(&self, on: bool);
-
-    /// Something was done to the device: give it a turn soon.
-    fn kick(&self);
 }
 
 /// A device model in its place: shared by the host, which configures it, and
@@ -279,6 +259,16 @@ impl Endpoint {
             now,
         };
         call(device.as_mut(), &mut io)
+    }
+}
+
+impl Steppable for Endpoint {
+    fn turn(&self, now: Nanos) -> Option<Turn> {
+        Endpoint::turn(self, now)
+    }
+
+    fn set_wake(&self, wake: Arc<dyn Wake>) {
+        Endpoint::set_wake(self, wake);
     }
 }
 

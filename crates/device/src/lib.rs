@@ -4,17 +4,22 @@
 //! A model implements [`Device`]. The host keeps it in an [`Endpoint`], which
 //! gives it its way to memory ([`iommu::Requester`]), its interrupts
 //! ([`Interrupts`]) and the pages of its BARs that a program has mapped
-//! ([`Window`]). An executor gives endpoints their turns.
+//! ([`Window`]). A virtio device without a PCI function is a [`VirtioDevice`]
+//! in a [`VirtioEndpoint`]. An executor gives endpoints their turns.
 #![forbid(unsafe_code)]
 
 mod board;
 mod disk;
 mod endpoint;
 mod interrupts;
+mod steppable;
+pub mod virtio;
 mod window;
 
 pub use board::{Board, Driver, Slot};
 pub use disk::{Disk, DiskError, DiskPart};
-pub use endpoint::{Device, Endpoint, Io, Nanos, ResetKind, Turn, Wake};
+pub use endpoint::{Device, Endpoint, Io, Nanos, ResetKind};
 pub use interrupts::{Event, Interrupts, Mode};
+pub use steppable::{Steppable, Turn, Wake};
+pub use virtio::{VirtioDevice, VirtioEndpoint};
 pub use window::{DeviceFile, DeviceFiles, NoDeviceFile, RegionLayout, Window};

@@ -97,7 +97,7 @@ fn main() {
         EventFd::create(0, false, false).unwrap(),
     );
     let endpoint = Endpoint::new(Box::new(Doorbell { event: Arc::clone(&event), seen: 0 }));
-    executor.add(&endpoint);
+    executor.add(endpoint.clone());
     let file = MemfdFiles.create(&RegionLayout { base: BASE, mmap: [4096, 0, 0, 0, 0, 0] }).unwrap();
     let memfd = MemfdFiles::of(&file).unwrap();
     endpoint.set_memory(true, 0);

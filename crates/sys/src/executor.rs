@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
-use device::{Endpoint, Nanos, Turn, Wake};
+use device::{Nanos, Steppable, Turn, Wake};
 
 use crate::clock::Clock;
 
@@ -73,7 +73,7 @@ struct Worker {
 /// An endpoint's place in the executor.
 #[derive(Debug)]
 struct Member {
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<dyn Steppable>,
     shared: Weak<Shared>,
     /// The worker that serves it; none while no program has it open.
     place: Mutex<Option<Arc<Worker>>>,
@@ -83,7 +83,7 @@ struct Member {
 #[derive(Debug)]
 struct Handle {
     shared: Weak<Shared>,
-    endpoint: Weak<Endpoint>,
+    endpoint: Weak<dyn Steppable>,
     /// An endpoint takes one handle in its life, but may come back as another member.
     member: Mutex<Weak<Member>>,
 }
@@ -114,6 +114,11 @@ impl Wake for Handle {
     }
 }
 
+/// Whether two are the same thing (a vtable may have several addresses).
+fn same(one: &Arc<dyn Steppable>, other: &Arc<dyn Steppable>) -> bool {
+    std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(other))
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
@@ -132,25 +137,25 @@ impl Executor {
 
     /// Takes an endpoint in, and becomes the one that it tells of work. It gets
     /// turns while it is active.
-    pub fn add(&self, endpoint: &Arc<Endpoint>) {
+    pub fn add(&self, endpoint: Arc<dyn Steppable>) {
         let member = Arc::new(Member {
-            endpoint: Arc::clone(endpoint),
+            endpoint: Arc::clone(&endpoint),
             shared: Arc::downgrade(&self.shared),
             place: Mutex::default(),
         });
         endpoint.set_wake(Arc::new(Handle {
             shared: Arc::downgrade(&self.shared),
-            endpoint: Arc::downgrade(endpoint),
+            endpoint: Arc::downgrade(&endpoint),
             member: Mutex::new(Arc::downgrade(&member)),
         }));
         lock(&self.shared.members).push(member);
     }
 
     /// Lets an endpoint go. A turn that has begun may still end after this.
-    pub fn remove(&self, endpoint: &Arc<Endpoint>) {
+    pub fn remove(&self, endpoint: &Arc<dyn Steppable>) {
         let mut gone = Vec::new();
         lock(&self.shared.members).retain(|member| {
-            let stays = !Arc::ptr_eq(&member.endpoint, endpoint);
+            let stays = !same(&member.endpoint, endpoint);
             if !stays {
                 gone.push(Arc::clone(member));
             }
@@ -160,28 +165,28 @@ impl Executor {
     }
 
     /// Takes in those of `endpoints` that are new and lets go of all others.
-    pub fn keep<'a>(&self, endpoints: impl IntoIterator<Item = &'a Arc<Endpoint>>) {
-        let mut new: Vec<Arc<Endpoint>> = endpoints.into_iter().cloned().collect();
+    pub fn keep(&self, endpoints: impl IntoIterator<Item = Arc<dyn Steppable>>) {
+        let mut new: Vec<Arc<dyn Steppable>> = endpoints.into_iter().collect();
         let mut gone = Vec::new();
         for member in lock(&self.shared.members).iter() {
-            match new.iter().position(|endpoint| Arc::ptr_eq(endpoint, &member.endpoint)) {
+            match new.iter().position(|endpoint| same(endpoint, &member.endpoint)) {
                 Some(at) => drop(new.swap_remove(at)),
                 None => gone.push(Arc::clone(&member.endpoint)),
             }
         }
         gone.iter().for_each(|endpoint| self.remove(endpoint));
-        new.iter().for_each(|endpoint| self.add(endpoint));
+        new.into_iter().for_each(|endpoint| self.add(endpoint));
     }
 
     /// Whether a program has the endpoint open; endpoints say so themselves.
-    pub fn set_active(&self, endpoint: &Arc<Endpoint>, on: bool) {
+    pub fn set_active(&self, endpoint: &Arc<dyn Steppable>, on: bool) {
         if let Some(member) = self.shared.member(endpoint) {
             member.set_active(on);
         }
     }
 
     /// Something happened to the endpoint: look at it soon.
-    pub fn kick(&self, endpoint: &Arc<Endpoint>) {
+    pub fn kick(&self, endpoint: &Arc<dyn Steppable>) {
         if let Some(member) = self.shared.member(endpoint) {
             member.kick();
         }
@@ -230,8 +235,8 @@ impl Member {
 }
 
 impl Shared {
-    fn member(&self, endpoint: &Arc<Endpoint>) -> Option<Arc<Member>> {
-        lock(&self.members).iter().find(|member| Arc::ptr_eq(&member.endpoint, endpoint)).cloned()
+    fn member(&self, endpoint: &Arc<dyn Steppable>) -> Option<Arc<Member>> {
+        lock(&self.members).iter().find(|member| same(&member.endpoint, endpoint)).cloned()
     }
 
     fn start(self: &Arc<Self>, worker: &Arc<Worker>) {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use device::{Device, DeviceFiles, Endpoint, Io, RegionLayout, ResetKind, Turn};
+use device::{Device, DeviceFiles, Endpoint, Io, RegionLayout, ResetKind, Steppable, Turn};
 use pci::FunctionSpec;
 use sys::{Clock, Executor, MemfdFiles};
 
@@ -92,7 +92,7 @@ fn open_devices_get_turns_and_a_store_gets_one_soon() {
     let clock = Clock::new();
     let executor = Executor::new(2, clock);
     let (endpoint, shared, wrote) = model(false);
-    executor.add(&endpoint);
+    executor.add(endpoint.clone());
     endpoint.write(0, 0, &[1], clock.now());
     assert!(wrote.recv_timeout(Duration::from_millis(20)).is_err(), "closed devices get none");
     open(&endpoint);
@@ -111,7 +111,7 @@ fn closed_and_removed_devices_get_none() {
     let executor = Executor::new(1, Clock::new());
     let (endpoint, shared, _wrote) = model(false);
     let (other, other_shared, _other_wrote) = model(false);
-    executor.keep([&endpoint, &other]);
+    executor.keep([endpoint.clone() as Arc<dyn Steppable>, other.clone() as Arc<dyn Steppable>]);
     open(&endpoint);
     open(&other);
     let quiet = |shared: &Shared, witness: &Shared| {
@@ -126,16 +126,16 @@ fn closed_and_removed_devices_get_none() {
     assert!(quiet(&shared, &other_shared));
     open(&endpoint);
     wait_turns(&shared, 2);
-    executor.keep([&endpoint]);
+    executor.keep([endpoint.clone() as Arc<dyn Steppable>]);
     assert!(quiet(&other_shared, &shared));
-    executor.remove(&endpoint);
+    executor.remove(&(endpoint.clone() as Arc<dyn Steppable>));
     let start = Instant::now();
     while Arc::strong_count(&endpoint) > 1 {
         assert!(start.elapsed() < LONG, "somebody holds it");
         std::thread::yield_now();
     }
     // Back again: it is open still, but has to say so.
-    executor.keep([&other]);
+    executor.keep([other.clone() as Arc<dyn Steppable>]);
     open(&other);
     wait_turns(&other_shared, 2);
 }
@@ -146,7 +146,7 @@ fn a_busy_device_starves_nobody() {
     let models: Vec<_> = (0..8).map(|_| model(false)).collect();
     for (endpoint, shared, _) in &models {
         shared.busy.store(true, Ordering::SeqCst);
-        executor.add(endpoint);
+        executor.add(endpoint.clone());
         open(endpoint);
     }
     wait_turns(&models[7].1, 10);
@@ -162,7 +162,7 @@ fn a_device_that_waits_for_a_time_is_not_late() {
     let clock = Clock::new();
     let executor = Executor::new(1, clock);
     let (endpoint, shared, _wrote) = model(false);
-    executor.add(&endpoint);
+    executor.add(endpoint.clone());
     open(&endpoint);
     // Long enough for the sleeps to have grown, had there been no time to keep.
     let until = clock.now() + 100_000_000;
@@ -178,7 +178,7 @@ fn a_model_that_fails_takes_nobody_along() {
     let executor = Executor::new(1, Clock::new());
     let (bad, _, _bad_wrote) = model(true);
     let (good, shared, _wrote) = model(false);
-    executor.keep([&bad, &good]);
+    executor.keep([bad.clone() as Arc<dyn Steppable>, good.clone() as Arc<dyn Steppable>]);
     open(&bad);
     open(&good);
     wait_turns(&shared, 20);
@@ -190,7 +190,7 @@ fn a_model_that_fails_takes_nobody_along() {
 fn an_idle_device_costs_next_to_nothing() {
     let executor = Executor::new(1, Clock::new());
     let (endpoint, shared, _wrote) = model(false);
-    executor.add(&endpoint);
+    executor.add(endpoint.clone());
     open(&endpoint);
     wait_turns(&shared, 50);
     // By now the sleeps are long: 50 turns take 100 ms at 2 ms each.

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use caller::{Caller, FileId, ProcessId, Reply, Ticket, Wait, Wake};
-use device::{DeviceFile, Endpoint};
+use device::{DeviceFile, Steppable};
 use host::tree::{Node, Tree};
 use host::{FileKind, Host};
 use sys::executor::Executor;
@@ -18,7 +18,7 @@ pub(crate) struct Running {
     platform: Arc<Real>,
     executor: Executor,
     /// Endpoints that the executor has, as of tree generation `generation`.
-    placed: Vec<Arc<Endpoint>>,
+    placed: Vec<Arc<dyn Steppable>>,
     generation: Option<u64>,
     /// Calls whose wait is over.
     woken: Vec<(Ticket, Wake)>,
@@ -50,14 +50,16 @@ impl Running {
         if self.generation.replace(host.generation()) == Some(host.generation()) {
             return;
         }
-        let present: Vec<Arc<Endpoint>> = host.endpoints().map(Arc::clone).collect();
+        let present: Vec<Arc<dyn Steppable>> = host.endpoints().map(|endpoint| Arc::clone(endpoint) as _).collect();
         drop(host);
-        let has = |list: &[Arc<Endpoint>], endpoint| list.iter().any(|e| Arc::ptr_eq(e, endpoint));
+        let has = |list: &[Arc<dyn Steppable>], endpoint: &Arc<dyn Steppable>| {
+            list.iter().any(|e| std::ptr::addr_eq(Arc::as_ptr(e), Arc::as_ptr(endpoint)))
+        };
         for gone in self.placed.iter().filter(|e| !has(&present, e)) {
             self.executor.remove(gone);
         }
         for new in present.iter().filter(|e| !has(&self.placed, e)) {
-            self.executor.add(new);
+            self.executor.add(Arc::clone(new));
         }
         self.placed = present;
     }
