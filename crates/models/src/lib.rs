@@ -11,3 +11,4 @@ pub mod dsa;
 pub mod ioat;
 pub mod nvme;
 pub mod testing;
+pub mod virtio;

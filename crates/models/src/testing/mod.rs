@@ -10,6 +10,7 @@ mod disk;
 mod event;
 mod memory;
 pub mod nvme;
+pub mod virtio;
 
 pub use bench::{Access, Bench};
 pub use disk::{DiskCalls, MemoryDisk};

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Virtio devices and their rings.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod rings;
+mod rings_hostile;
+mod rings_model;
