@@ -197,6 +197,7 @@ impl Host {
                 self.iommufd.ioctl(file, request, arg, &mut call)?
             }
         };
+        self.follow_call();
         if let Reply::NewFile(new) = reply
             && self.kind(new).is_none()
         {
@@ -211,7 +212,7 @@ impl Host {
         match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
                 let (vfio, mut cx) = self.vfio_call(caller);
-                vfio.read(file, offset, buf, len, &mut cx).map(Reply::Value)
+                vfio.read(file, offset, buf, len, &mut cx)
             }
             FileKind::Iommufd | FileKind::IommufdObject => {
                 self.iommufd.read(file, offset, buf, len, caller).map(Reply::Value)
@@ -232,7 +233,7 @@ impl Host {
         match self.kind(file).ok_or(Errno::EBADF)? {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
                 let (vfio, mut cx) = self.vfio_call(caller);
-                vfio.write(file, offset, buf, len, &mut cx).map(Reply::Value)
+                vfio.write(file, offset, buf, len, &mut cx)
             }
             FileKind::Iommufd | FileKind::IommufdObject => {
                 self.iommufd.write(file, offset, buf, len, caller).map(Reply::Value)
@@ -264,6 +265,7 @@ impl Host {
         if !self.removals.is_empty() {
             self.advance_removals();
         }
+        self.after_close();
         self.let_removed_go();
     }
 
@@ -288,6 +290,7 @@ impl Host {
     pub fn abandon(&mut self, ticket: Ticket) {
         self.parking.abandon(ticket);
         self.forget_store(ticket);
+        self.forget_waiter(ticket);
     }
 
     /// A signal came to the caller of a call that waits interruptibly. An
@@ -300,6 +303,7 @@ impl Host {
         if self.unbind_interrupted(ticket) {
             self.parking.make_uninterruptible(ticket);
         } else {
+            self.forget_waiter(ticket);
             self.parking.wake(ticket, Wake::Done(Err(Errno::ERESTARTSYS)));
         }
     }
@@ -314,6 +318,7 @@ impl Host {
     /// Does what is due by now.
     pub fn elapse(&mut self) {
         self.ask_again();
+        self.end_waits();
         self.attend_errors();
     }
 

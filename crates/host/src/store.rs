@@ -29,7 +29,7 @@ impl Host {
             self.store_driver(driver, attribute, text, data.len() as u64)
         } else if dir == "/sys/bus/pci" && attribute == "drivers_probe" {
             let address = self.address(text).ok_or(Errno::ENODEV)?;
-            match self.wait_for_lock(address) {
+            match self.wait_for_lock(address).or_else(|| self.wait_for_recovery(address)) {
                 Some(ticket) => Ok(Some(ticket)),
                 None => self.attach(address, None).map(|()| None),
             }
@@ -54,7 +54,7 @@ impl Host {
         match attribute {
             "bind" => {
                 let address = self.address(text).ok_or(Errno::ENODEV)?;
-                if let Some(ticket) = self.wait_for_lock(address) {
+                if let Some(ticket) = self.wait_for_lock(address).or_else(|| self.wait_for_recovery(address)) {
                     return Ok(Some(ticket));
                 }
                 if self.board.driver(address).is_some() {
@@ -187,6 +187,7 @@ impl Host {
         let Some(driver) = driver.or_else(|| self.drivers.matching(&self.board, address)) else {
             return Ok(());
         };
+        self.vfio.ensure_known(address, &mut self.board)?;
         drivers::probe(&self.board, address, &driver)?;
         // GRP-029
         self.vfio.check_bind(address, &driver, &self.board)?;

@@ -3,156 +3,18 @@
 //! are told, what the lab file can plan.
 #![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
 
+mod world;
+
 use std::sync::Arc;
 
-use caller::{FileId, Reply};
+use caller::FileId;
 use host::lab::Behaviour;
-use host::tree::{Entry, Node};
 use host::{Host, Lab, NotInjected};
-use models::testing::CountedEvent;
-use pci::aer::spec::{register, uncorrectable};
+use pci::aer::spec::register;
 use pci::aer::{AerError, InjectError, parse};
-use pci::{Address, cap};
-use sim::{BASE, Client, Fd, SimPlatform, SimStorage};
-
-const A: &str = "0000:01:00.0";
-const B: &str = "0000:01:00.1";
-const PORT: &str = "0000:00:01.0";
-const MS: u64 = 1_000_000;
-/// VFIO_DEVICE_SET_IRQS.
-const SET_IRQS: u32 = 0x3b6e;
-/// Where configuration space lies in a device's file.
-const CONFIG: u64 = 7;
-
-struct World {
-    host: Host,
-    platform: Arc<SimPlatform>,
-    client: Client,
-    container: Option<i32>,
-}
-
-impl World {
-    fn new(text: &str) -> World {
-        let platform = SimPlatform::new(1);
-        let lab = Lab::parse("test", text).unwrap();
-        let host = Host::new(lab, Arc::clone(&platform) as _, Box::new(SimStorage)).unwrap();
-        World { host, platform, client: Client::new(1), container: None }
-    }
-
-    /// Two functions of one device, in groups of their own; `more` are keys of
-    /// the second.
-    fn pair(more: &str) -> World {
-        World::new(&format!("{}{}{more}", function(0), function(1)))
-    }
-
-    /// Opens a device by its group.
-    fn open(&mut self, address: &str) -> FileId {
-        let number = self.host.functions().into_iter().find(|f| f.address == address).and_then(|f| f.group).unwrap();
-        let group = self.host.open(Node::VfioGroup(number), &self.client).unwrap();
-        let first = self.container.is_none();
-        let fd = match self.container {
-            Some(fd) => fd,
-            None => {
-                let container = self.host.open(Node::VfioContainer, &self.client).unwrap();
-                self.client.install(Fd::File(container))
-            }
-        };
-        self.container = Some(fd);
-        self.client.set(BASE, &fd.to_le_bytes());
-        self.host.ioctl(group, 0x3b68, BASE, &self.client).unwrap();
-        if first {
-            let container = self.client.file_id(fd).unwrap();
-            self.host.ioctl(container, 0x3b66, 3, &self.client).unwrap();
-        }
-        self.client.set(BASE, format!("{address}\0").as_bytes());
-        match self.host.ioctl(group, 0x3b6a, BASE, &self.client).unwrap() {
-            Reply::NewFile(device) => device,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Registers an eventfd for vector 0 of an index.
-    fn event(&mut self, device: FileId, index: u32) -> Arc<CountedEvent> {
-        let event = Arc::new(CountedEvent::default());
-        let fd = self.client.install(Fd::Event(Arc::clone(&event)));
-        let words = [24u32, 4 | 32, index, 0, 1, fd as u32];
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        self.client.set(BASE, &bytes);
-        self.host.ioctl(device, SET_IRQS, BASE, &self.client).unwrap();
-        event
-    }
-
-    /// Opens a device with an eventfd for errors.
-    fn user(&mut self, address: &str) -> (FileId, Arc<CountedEvent>) {
-        let device = self.open(address);
-        let event = self.event(device, 3);
-        (device, event)
-    }
-
-    /// Offset of a region in a device's file.
-    fn offset(&mut self, device: FileId, region: u64) -> u64 {
-        let mut info = [0u8; 32];
-        info[..4].copy_from_slice(&32u32.to_le_bytes());
-        info[8..12].copy_from_slice(&(region as u32).to_le_bytes());
-        self.client.set(BASE, &info);
-        self.host.ioctl(device, 0x3b6c, BASE, &self.client).unwrap();
-        self.client.get(BASE, &mut info);
-        u64::from_le_bytes(info[24..32].try_into().unwrap())
-    }
-
-    fn load(&mut self, device: FileId, region: u64, at: u64, len: usize) -> u32 {
-        let offset = self.offset(device, region) + at;
-        assert_eq!(self.host.read(device, offset, BASE, len as u64, &self.client), Ok(Reply::Value(len as u64)));
-        let mut word = [0; 4];
-        self.client.get(BASE, &mut word[..len]);
-        u32::from_le_bytes(word)
-    }
-
-    fn store(&mut self, device: FileId, region: u64, at: u64, bytes: &[u8]) {
-        let offset = self.offset(device, region) + at;
-        self.client.set(BASE, bytes);
-        let done = self.host.write(device, offset, BASE, bytes.len() as u64, &self.client);
-        assert_eq!(done, Ok(Reply::Value(bytes.len() as u64)));
-    }
-
-    fn raise(&mut self, address: &str, uncorrectable: u32) {
-        let error = AerError { uncorrectable, ..AerError::default() };
-        self.host.raise(at(address), &error).unwrap();
-    }
-
-    /// Lets the time pass that recovery takes.
-    fn settle(&mut self) {
-        for _ in 0..100_000 {
-            let Some(deadline) = self.host.deadline() else { break };
-            let now = caller::Platform::now(&*self.platform);
-            self.platform.advance(deadline.saturating_sub(now));
-            self.host.elapse();
-        }
-        assert!(self.host.is_calm());
-    }
-
-    fn command(&self, address: &str) -> u16 {
-        self.host.board().fabric.function(at(address)).unwrap().command()
-    }
-
-    fn text(&self, path: &str) -> String {
-        match self.host.tree().get(path) {
-            Some(Entry::File { content, .. }) => String::from_utf8(content.clone()).unwrap(),
-            other => panic!("{path}: {other:?}"),
-        }
-    }
-}
-
-fn function(number: u8) -> String {
-    format!("[[device]]\nmodel = \"nvme\"\naddr = \"01:00.{number}\"\nsize = \"1M\"\nacs = true\n")
-}
-
-fn at(text: &str) -> Address {
-    text.parse().unwrap()
-}
-
-const NONFATAL: u32 = uncorrectable::ECRC;
-const FATAL: u32 = uncorrectable::MALFORMED;
+use pci::cap;
+use sim::{BASE, SimPlatform, SimStorage};
+use world::*;
 
 /// ERR-094: the vectors of section 2.5 follow, each with its votes, resets,
 /// calls of slot_reset and eventfd counts. ERR-033, ERR-006: {votes: can-recover twice, no reset, no slot_reset,

@@ -102,6 +102,11 @@ impl Groups {
         Some((file, self.files.get(&file)?))
     }
 
+    /// What the group is in through which a device is open.
+    pub(crate) fn holder_of(&self, device: Address) -> Option<Holder> {
+        self.files.get(self.by_device.get(&device)?)?.container
+    }
+
     /// A device was opened through a group.
     pub(crate) fn device_opened(&mut self, file: FileId, device: Address) {
         if let Some(group) = self.files.get_mut(&file) {

@@ -21,6 +21,7 @@ mod device;
 mod files;
 mod group;
 mod ownership;
+mod policy;
 mod type1;
 
 #[cfg(test)]
@@ -32,9 +33,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ::device::{Board, DeviceFile, Driver, ResetKind};
-use caller::{Accounts, Caller, FileId, FileIds, Parking, Platform, Reply, WatchId};
+use caller::{Accounts, Caller, FileId, FileIds, Parking, Platform, Reply, Ticket, WatchId};
 use iommufd::{ContextId, Iommufd};
 use pci::Address;
+use pci::recovery::{Call, Channel, Handlers, UserReset, Vote};
 use uapi::Errno;
 
 use binding::Bindings;
@@ -43,6 +45,7 @@ use container::Container;
 use device::Devices;
 use group::Groups;
 use ownership::GroupTable;
+pub use policy::{RecoveryNames, RecoveryPolicy};
 
 /// What Linux takes as module options, and what the lab's IOMMU can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +74,8 @@ pub struct Options {
     pub dirty_tracking: bool,
     /// Bits of a PASID that the IOMMU takes, at most 20; 0: none.
     pub pasid_bits: u8,
+    /// Extensions of error recovery that devices have from the start.
+    pub recovery: RecoveryPolicy,
 }
 
 impl Default for Options {
@@ -87,6 +92,7 @@ impl Default for Options {
             cache_coherency: true,
             dirty_tracking: true,
             pasid_bits: 20,
+            recovery: RecoveryPolicy::default(),
         }
     }
 }
@@ -167,8 +173,16 @@ impl Vfio {
         }
     }
 
-    /// `pread`: copies to the caller's buffer at `buf`; the bytes done.
-    pub fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, cx: &mut Context<'_>) -> Result<u64, Errno> {
+    /// `pread`: copies to the caller's buffer at `buf`; the bytes done, or it
+    /// waits.
+    pub fn read(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        buf: u64,
+        len: u64,
+        cx: &mut Context<'_>,
+    ) -> Result<Reply, Errno> {
         if self.devices.is_device(file) {
             self.devices.read(file, offset, buf, len, cx)
         } else {
@@ -176,8 +190,16 @@ impl Vfio {
         }
     }
 
-    /// `pwrite`: copies from the caller's buffer at `buf`; the bytes done.
-    pub fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, cx: &mut Context<'_>) -> Result<u64, Errno> {
+    /// `pwrite`: copies from the caller's buffer at `buf`; the bytes done, or
+    /// it waits.
+    pub fn write(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        buf: u64,
+        len: u64,
+        cx: &mut Context<'_>,
+    ) -> Result<Reply, Errno> {
         if self.devices.is_device(file) { self.devices.write(file, offset, buf, len, cx) } else { Err(Errno::EINVAL) }
     }
 
@@ -267,7 +289,7 @@ impl Vfio {
     }
 
     /// Whether a function answers has changed.
-    pub fn reach_changed(&mut self, address: Address, board: &Board) {
+    pub fn reach_changed(&mut self, address: Address, board: &mut Board) {
         self.devices.reach_changed(address, board);
     }
 
@@ -288,6 +310,90 @@ impl Vfio {
     /// sysfs `reset_subordinate` does it (GRP-042).
     pub fn host_reset_all(&mut self, scope: &[Address], board: &mut Board) {
         self.devices.host_reset_all(scope, board);
+    }
+
+    /// What vfio-pci handles of recovery for a function.
+    #[must_use]
+    pub fn error_handlers(&self, address: Address) -> Handlers {
+        self.devices.error_handlers(address)
+    }
+
+    /// Recovery calls vfio-pci for a function.
+    pub fn error_call(&mut self, address: Address, call: Call, board: &mut Board) -> Vote {
+        self.devices.error_call(address, call, board)
+    }
+
+    /// Tells a device's user that its channel is in this state, and the
+    /// interrupt index by which.
+    pub fn tell_error(&self, address: Address, channel: Channel) -> Option<u32> {
+        self.devices.tell_error(address, channel)
+    }
+
+    /// How far a user is that resets the link of these functions in the host's
+    /// place (extension): all must be one user's, who must be able to.
+    pub fn user_resets(&mut self, scope: &[Address], board: &Board) -> UserReset {
+        let whole = self.is_one_users(scope, board);
+        self.devices.user_resets(scope, whole, board)
+    }
+
+    /// Whether one user has all of these open, asked to reset them itself, and
+    /// can by a hot reset.
+    fn is_one_users(&self, scope: &[Address], board: &Board) -> bool {
+        let Some(first) = scope.first() else { return false };
+        let Some(owner) = self.owner(*first) else { return false };
+        scope.iter().all(|address| {
+            self.devices.would_reset(*address)
+                && self.owner(*address) == Some(owner)
+                && !board.is_leaving(*address)
+                && board.driver(*address) == Some(&Driver::VfioPci)
+        }) && board.fabric.hot_reset_scope(*first).is_ok_and(|reach| reach == scope)
+    }
+
+    /// Through what a device is used.
+    fn owner(&self, address: Address) -> Option<group::Holder> {
+        match self.bindings.get(address) {
+            Some(bound) => Some(group::Holder::Iommufd(bound.context)),
+            None => self.groups.holder_of(address),
+        }
+    }
+
+    /// Calls that waited for a device and are to be made again.
+    pub fn take_released(&mut self) -> Vec<Ticket> {
+        self.devices.take_released()
+    }
+
+    /// A call that waited is gone.
+    pub fn forget_waiter(&mut self, ticket: Ticket) {
+        self.devices.forget_waiter(ticket);
+    }
+
+    /// When [`elapse`](Self::elapse) is due.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        self.devices.deadline()
+    }
+
+    /// Users have waited for their devices long enough.
+    pub fn elapse(&mut self, board: &Board) {
+        self.devices.elapse(board);
+    }
+
+    /// Whether a function was given back in the middle of a recovery that is
+    /// still under way.
+    #[must_use]
+    pub fn is_unsettled(&self, address: Address) -> bool {
+        self.devices.is_unsettled(address)
+    }
+
+    /// Recoveries are over: what was given back in their middle is put right.
+    pub fn settle(&mut self, is_recovering: impl Fn(Address) -> bool, board: &mut Board) {
+        self.devices.settle(is_recovering, board);
+    }
+
+    /// Before a driver gets a function: `EAGAIN` while it is recovered, `EIO`
+    /// if it was given back in the middle and does not answer.
+    pub fn ensure_known(&mut self, address: Address, board: &mut Board) -> Result<(), Errno> {
+        self.devices.ensure_known(address, board)
     }
 
     /// An uncorrectable error of a device: its user's ERR eventfd is signalled.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use device::{Board, Driver, ResetKind};
-use pci::recovery::{Call, Handlers, Kernel, Report, Uevent, Vote};
+use pci::recovery::{Call, Handlers, Kernel, Report, Uevent, UserReset, Vote};
 use pci::{Address, Answers, Fabric, SavedConfig};
 use vfio::Vfio;
 
@@ -42,15 +42,23 @@ impl Drivers<'_> {
 
 impl Kernel for Drivers<'_> {
     fn handlers(&self, address: Address) -> Handlers {
-        self.policy(address).handlers()
+        match self.board.driver(address) {
+            Some(Driver::VfioPci) => self.vfio.error_handlers(address),
+            _ => self.policy(address).handlers(),
+        }
     }
 
     fn call(&mut self, fabric: &mut Fabric, address: Address, call: Call) -> Vote {
-        let vote = self.policy(address).vote(call);
+        let mut vote = self.policy(address).vote(call);
         let mut told = false;
         match (self.board.driver(address), call) {
-            // ERR-002: whatever the state, ERR-003: also if nobody listens.
-            (Some(Driver::VfioPci), Call::ErrorDetected(_)) => told = self.vfio.signal_error(address),
+            (Some(Driver::VfioPci), _) => {
+                vote = self.with_board(fabric, |vfio, board| vfio.error_call(address, call, board));
+                // ERR-002: whatever the state, ERR-003: also if nobody listens.
+                if let Call::ErrorDetected(channel) = call {
+                    told = self.vfio.tell_error(address, channel).is_some();
+                }
+            }
             (Some(Driver::Pcieport | Driver::Kernel(_)), Call::SlotReset) => {
                 if let (Some(function), Some(saved)) = (fabric.function_mut(address), self.saved.get(&address)) {
                     function.restore(saved);
@@ -87,6 +95,14 @@ impl Kernel for Drivers<'_> {
 
     fn hold(&mut self, fabric: &mut Fabric, address: Address, on: bool) {
         self.with_board(fabric, |vfio, board| vfio.hold(address, on, board));
+    }
+
+    fn is_locked(&self, address: Address) -> bool {
+        self.board.is_locked(address)
+    }
+
+    fn user_resets(&mut self, fabric: &mut Fabric, scope: &[Address]) -> UserReset {
+        self.with_board(fabric, |vfio, board| vfio.user_resets(scope, board))
     }
 
     fn uevent(&mut self, address: Address, event: Uevent) {

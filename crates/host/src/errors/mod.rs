@@ -12,6 +12,7 @@ mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use caller::{Ticket, Wait, Wake};
 use pci::aer::{AerError, InjectError, Injection, RaiseError};
 use pci::recovery::{Counters, ErrorService, Next, RootCounters};
 use pci::{Address, Fabric, SavedConfig};
@@ -40,6 +41,8 @@ pub(crate) struct Errors {
     next: Option<u64>,
     /// Functions whose device was pulled out, and that have not gone yet.
     leaving: BTreeSet<Address>,
+    /// Calls that wait for a function's recovery.
+    queue: Vec<(Address, Ticket)>,
 }
 
 /// An injection that was taken.
@@ -173,7 +176,7 @@ impl Host {
 
     /// When [`attend_errors`](Self::attend_errors) is due.
     pub(crate) fn next_error(&self) -> Option<u64> {
-        [self.errors.next, self.errors.plan.next()].into_iter().flatten().min()
+        [self.errors.next, self.errors.plan.next(), self.vfio.deadline()].into_iter().flatten().min()
     }
 
     /// Planned errors whose time has come, and recovery as far as it goes now.
@@ -198,7 +201,70 @@ impl Host {
         if !(calm && self.errors.service.is_idle()) {
             self.changed();
         }
+        self.after_recovery();
         self.let_removed_go();
+    }
+
+    /// Functions that were given back in the middle of a recovery are put
+    /// right once it is over; calls that waited are made again.
+    fn after_recovery(&mut self) {
+        let Host { vfio, board, errors, parking, .. } = self;
+        let fabric = &board.fabric;
+        let mut recovering = BTreeSet::new();
+        if !errors.service.is_idle() {
+            let all = fabric.functions().map(|(address, _)| address);
+            recovering.extend(all.filter(|address| errors.service.recovery_of(fabric, *address).is_some()));
+        }
+        vfio.settle(|address| recovering.contains(&address), board);
+        for ticket in vfio.take_released() {
+            parking.wake(ticket, Wake::Retry);
+        }
+        let ready = errors.queue.extract_if(.., |(address, _)| !vfio.is_unsettled(*address));
+        for (_, ticket) in ready {
+            parking.wake(ticket, Wake::Retry);
+        }
+    }
+
+    /// A file was closed: what waited for its device goes on.
+    pub(crate) fn after_close(&mut self) {
+        if self.errors.service.is_idle() {
+            self.after_recovery();
+        } else {
+            self.attend_errors();
+        }
+    }
+
+    /// A program has acted: a recovery that waited for that goes on.
+    pub(crate) fn follow_call(&mut self) {
+        if !self.errors.service.is_idle() {
+            self.attend_errors();
+        }
+    }
+
+    /// Users have waited for their devices long enough.
+    pub(crate) fn end_waits(&mut self) {
+        if self.vfio.deadline().is_some_and(|at| at <= self.now()) {
+            self.vfio.elapse(&self.board);
+            self.after_recovery();
+        }
+    }
+
+    /// A function that was given back in the middle of a recovery gets no
+    /// driver before that is over: the present call waits, and is then made
+    /// again (extension).
+    pub(crate) fn wait_for_recovery(&mut self, address: Address) -> Option<Ticket> {
+        if !self.vfio.is_unsettled(address) {
+            return None;
+        }
+        let ticket = self.parking.park(Wait::Uninterruptible);
+        self.errors.queue.push((address, ticket));
+        Some(ticket)
+    }
+
+    /// A call that waited is gone.
+    pub(crate) fn forget_waiter(&mut self, ticket: Ticket) {
+        self.vfio.forget_waiter(ticket);
+        self.errors.queue.retain(|(_, waiter)| *waiter != ticket);
     }
 
     fn step_errors(&mut self, now: u64) -> Next {
@@ -227,9 +293,9 @@ impl Host {
 
     fn reach_changed(&mut self, address: Address) {
         let fabric: &Fabric = &self.board.fabric;
-        let above = fabric.parent(address).map(|port| fabric.below(port)).unwrap_or_default();
+        let above: Vec<Address> = fabric.parent(address).map(|port| fabric.below(port)).unwrap_or_default();
         for function in above.into_iter().chain([address]) {
-            self.vfio.reach_changed(function, &self.board);
+            self.vfio.reach_changed(function, &mut self.board);
         }
     }
 

@@ -214,6 +214,15 @@ fn vfio_options(mut section: Section) -> Result<vfio::Options, LabError> {
     let default = vfio::Options::default();
     let place = section.place_of("dma_entry_limit");
     let Number(limit) = section.take_or("dma_entry_limit", Number(u64::from(default.dma_entry_limit)))?;
+    let flags = section.take_or("error_recovery", vfio::RecoveryNames::default())?.0;
+    let mut recovery = vfio::RecoveryPolicy { flags, ..vfio::RecoveryPolicy::default() };
+    let place_of_times = section.place_of("recovery_wait_ms");
+    let Number(wait) = section.take_or("recovery_wait_ms", Number(0))?;
+    let Number(reset) = section.take_or("user_reset_ms", Number(0))?;
+    let short = |ms: u64| u32::try_from(ms).unwrap_or(u32::MAX);
+    recovery
+        .set_times(short(wait), short(reset))
+        .map_err(|_| LabError::new(&place_of_times, "`recovery_wait_ms` and `user_reset_ms` are at most 600000"))?;
     let options = vfio::Options {
         dma_entry_limit: u32::try_from(limit)
             .map_err(|_| LabError::new(&place, "`dma_entry_limit` is a number of at most 32 bits"))?,
@@ -221,6 +230,7 @@ fn vfio_options(mut section: Section) -> Result<vfio::Options, LabError> {
         enable_sriov: section.take_or("enable_sriov", Switch(false))?.0,
         disable_idle_d3: section.take_or("disable_idle_d3", Switch(false))?.0,
         unlimited_memlock: section.take_or("unlimited_memlock", Switch(false))?.0,
+        recovery,
         ..default
     };
     section.finish()?;

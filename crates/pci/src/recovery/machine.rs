@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::link::Reset;
-use super::{Call, Channel, Kernel, Nanos, Next, Uevent, Vote};
+use super::{Call, Channel, Kernel, Nanos, Next, Uevent, UserReset, Vote};
 use crate::aer::spec::register;
 use crate::{Address, Fabric, PortType, cap};
 
@@ -53,6 +53,7 @@ enum Phase {
     Detected,
     MmioEnabled,
     Decide,
+    UserReset,
     Reset(Reset),
     AfterReset,
     SlotReset,
@@ -114,6 +115,10 @@ impl Recovery {
         now: Nanos,
     ) -> (Next, Option<Outcome>) {
         let go = (Next::Now, None);
+        // Every callback is under its function's device lock.
+        if self.walk.front().is_some_and(|address| kernel.is_locked(*address)) {
+            return (Next::Idle, None);
+        }
         match &mut self.phase {
             Phase::Begin => {
                 self.held = scope(fabric, self.bridge);
@@ -139,16 +144,23 @@ impl Recovery {
                 None => self.phase = Phase::Decide,
             },
             Phase::Decide => {
-                self.phase = if self.vote == Vote::NeedReset || self.state == Channel::Frozen {
-                    self.root_interrupts(fabric, false);
-                    Phase::Reset(match self.reset {
-                        ResetBy::Software => Reset::error(fabric, self.bridge),
-                        ResetBy::Containment => Reset::containment(self.bridge, now),
-                    })
+                let frozen = self.state == Channel::Frozen;
+                if frozen && self.vote == Vote::Recovered && self.reset == ResetBy::Software {
+                    self.phase = Phase::UserReset;
+                } else if frozen || self.vote == Vote::NeedReset {
+                    self.begin_reset(fabric, now);
                 } else {
-                    Phase::Judge
-                };
+                    self.phase = Phase::Judge;
+                }
             }
+            Phase::UserReset => match kernel.user_resets(fabric, &scope(fabric, self.bridge)) {
+                UserReset::Until(time) if time > now => return (Next::At(time), None),
+                UserReset::Done => {
+                    self.was_reset = true;
+                    self.phase = Phase::AfterReset;
+                }
+                UserReset::No | UserReset::Until(_) => self.begin_reset(fabric, now),
+            },
             Phase::Reset(reset) => match reset.step(fabric, now) {
                 (next, None) => return (next, None),
                 (_, Some(worked)) => {
@@ -217,6 +229,14 @@ impl Recovery {
             }
         }
         go
+    }
+
+    fn begin_reset(&mut self, fabric: &mut Fabric, now: Nanos) {
+        self.root_interrupts(fabric, false);
+        self.phase = Phase::Reset(match self.reset {
+            ResetBy::Software => Reset::error(fabric, self.bridge),
+            ResetBy::Containment => Reset::containment(self.bridge, now),
+        });
     }
 
     /// Linux walks the bus anew for each callback: what has gone is not called.

@@ -84,6 +84,18 @@ impl Uevent {
     }
 }
 
+/// Who resets the link of a frozen scope that a user may reset itself
+/// (extension, ERR-084).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UserReset {
+    /// The host does.
+    No,
+    /// The user does, and is waited for until then.
+    Until(Nanos),
+    /// The user has.
+    Done,
+}
+
 /// The rest of the kernel, as recovery needs it.
 pub trait Kernel {
     /// What the function's driver handles; nothing without a driver.
@@ -103,6 +115,21 @@ pub trait Kernel {
     /// (ERR-017).
     fn hold(&mut self, fabric: &mut Fabric, address: Address, on: bool) {
         let _ = (fabric, address, on);
+    }
+
+    /// Whether somebody who waits holds the function's device lock: recovery
+    /// waits for it before each callback (ERR-018).
+    fn is_locked(&self, address: Address) -> bool {
+        let _ = address;
+        false
+    }
+
+    /// How far the user of these functions is with the reset of their link.
+    /// Asked before the host resets a frozen scope whose drivers all went on,
+    /// and after [`UserReset::Until`] again.
+    fn user_resets(&mut self, fabric: &mut Fabric, scope: &[Address]) -> UserReset {
+        let _ = (fabric, scope);
+        UserReset::No
     }
 
     /// An event for user space.

@@ -5,6 +5,7 @@ use ::device::Board;
 use caller::Caller;
 use uapi::Errno;
 use uapi::vfio::device::{DmaBuf, DmaRange, Feature, FeatureFlags, LowPowerWakeup, feature, region_index};
+use uapi::vfio::recovery::{ERROR_RECOVERY, ErrorRecovery};
 use zerocopy::IntoBytes;
 
 use super::state::{Device, PAGE};
@@ -78,6 +79,11 @@ impl Device {
                 Ok(0)
             }
             feature::DMA_BUF => self.dma_buf(&request, caller),
+            ERROR_RECOVERY => match request.check(FeatureFlags::GET | FeatureFlags::SET, size_of::<ErrorRecovery>())? {
+                false => Ok(0),
+                true if flags.contains(FeatureFlags::GET) => self.get_error_recovery(caller, request.data),
+                true => self.set_error_recovery(caller, request.data),
+            },
             // API-195; BUS_MASTER is for CDX devices.
             _ => Err(Errno::ENOTTY),
         }

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use ::device::{Board, Driver, ResetKind};
-use caller::{Caller, FileId};
+use caller::{Caller, FileId, Ticket};
 use iommufd::ContextId;
 use pci::{Address, cap};
 use uapi::Errno;
@@ -80,13 +80,14 @@ impl Devices {
     }
 
     /// PCI_HOT_RESET with the groups that the caller owns (HOT-016 to HOT-030).
+    /// It waits while one of them is blocked (extension).
     pub(crate) fn hot_reset(
         &mut self,
         file: FileId,
         arg: u64,
         cx: &mut Context<'_>,
         groups: &dyn GroupFacts,
-    ) -> Result<(), Errno> {
+    ) -> Result<Option<Ticket>, Errno> {
         let address = self.address(file).ok_or(Errno::EINVAL)?;
         let request: HotReset = args::read(cx.caller, arg, size_of::<HotReset>())?;
         let context = groups.context_of_cdev(file);
@@ -109,12 +110,21 @@ impl Devices {
         if !set.iter().all(is_owned) {
             return Err(Errno::EINVAL);
         }
+        let blocked = |device: &&Address| self.open.get(*device).is_some_and(|d| d.recovery.is_blocked());
+        if let Some(device) = scope.iter().find(blocked) {
+            return Ok(Some(self.gate.park(*device, cx.parking)));
+        }
         if scope.iter().any(|device| cx.board.is_locked(*device)) {
             return Err(Errno::EAGAIN);
         }
         let now = self.now();
         self.reset_all(&scope, cx.board, now);
-        Ok(())
+        for address in &scope {
+            if let Some(device) = self.open.get_mut(address) {
+                device.user_has_reset(true, cx.board, now);
+            }
+        }
+        Ok(None)
     }
 
     /// The reset at close (HOT-043, HOT-044): tried once nobody else of the

@@ -10,6 +10,7 @@ use uapi::vfio::device::{
     AtomicFlags, CAP_PCI_ATOMIC_COMP, Info, InfoFlags, IrqInfo, IrqInfoFlags, REGION_CAP_MSIX_MAPPABLE, RegionFlags,
     RegionInfo, irq_index, region_index,
 };
+use uapi::vfio::recovery::INFO_SHIFT;
 
 use super::state::Device;
 use crate::args::{self, InfoChain};
@@ -22,10 +23,10 @@ impl Device {
         let mut flags = InfoFlags::PCI;
         flags.set(InfoFlags::RESET, self.reset_works);
         info.num_regions = region_index::COUNT;
-        info.num_irqs = irq_index::COUNT;
+        info.num_irqs = self.recovery.irq_indexes();
         let chain = self.info_capabilities(board);
         flags.set(InfoFlags::CAPS, !chain.is_empty());
-        info.flags = flags.bits();
+        info.flags = flags.bits() | self.recovery.policy.flags.bits() << INFO_SHIFT;
         (info.argsz, info.cap_offset) = chain.place(caller, arg, size_of::<Info>(), info.argsz)?;
         args::write_prefix(caller, arg, &info, provided)
     }
@@ -71,11 +72,11 @@ impl Device {
     /// API-143 to API-146
     pub(super) fn get_irq_info(&self, board: &Board, caller: &dyn Caller, arg: u64) -> Result<(), Errno> {
         let mut info: IrqInfo = args::read(caller, arg, size_of::<IrqInfo>())?;
-        if info.index >= irq_index::COUNT {
+        if info.index >= self.recovery.irq_indexes() {
             return Err(Errno::EINVAL);
         }
         info.count = self.irq_count(board, info.index);
-        if info.index == irq_index::ERR && info.count == 0 {
+        if (info.index == irq_index::ERR || info.index >= irq_index::COUNT) && info.count == 0 {
             return Err(Errno::EINVAL);
         }
         let more = match info.index {

@@ -88,8 +88,11 @@ impl Device {
     }
 
     /// One was signalled (API-187).
-    pub(super) fn ioeventfd_fired(&self, id: WatchId, now: u64) {
-        if let Some(store) = self.ioevents.by_watch.get(&id) {
+    pub(super) fn ioeventfd_fired(&mut self, id: WatchId, now: u64) {
+        if self.recovery.keep_store(id) {
+            return;
+        }
+        if let Some(store) = self.ioevents.by_watch.get(&id).copied() {
             self.store(store.bar as usize, store.pos, store.data, store.size, now);
         }
     }

@@ -9,6 +9,7 @@ use caller::Caller;
 use pci::cap;
 use uapi::Errno;
 use uapi::vfio::device::{IrqSet, IrqSetFlags, irq_index};
+use uapi::vfio::recovery::{IRQ_NON_FATAL, IRQ_PASSIVE_RESET};
 
 use super::state::Device;
 use super::watches::{Action, Watches};
@@ -71,6 +72,7 @@ impl Device {
             irq_index::MSIX => function.capability(cap::MSIX).map_or(0, |at| (function.read(at + 2, 2) & 0x7ff) + 1),
             irq_index::ERR => u32::from(function.capability(cap::EXPRESS).is_some()),
             irq_index::REQ => 1,
+            _ if self.recovery.has_irq(index) => u32::from(function.capability(cap::EXPRESS).is_some()),
             _ => 0,
         }
     }
@@ -79,7 +81,7 @@ impl Device {
     pub(super) fn set_irqs(&mut self, arg: u64, tools: &mut Tools<'_>) -> Result<u64, Errno> {
         let set: IrqSet = args::read_plain(tools.caller, arg)?;
         let index_count = self.irq_count(tools.board, set.index);
-        let data_size = validate(&set, index_count)?;
+        let data_size = validate(&set, self.recovery.irq_indexes(), index_count)?;
         let data = read_data(tools.caller, arg, &set, data_size)?;
         let range = Range { start: set.start as u16, count: set.count as u16 };
         let action = IrqSetFlags::from_bits_retain(set.flags) & IrqSetFlags::ACTION_TYPE;
@@ -91,6 +93,12 @@ impl Device {
             (irq_index::MSIX, IrqSetFlags::ACTION_TRIGGER) => self.trigger_msi(Mode::Msix, range, &data, tools),
             (irq_index::ERR, IrqSetFlags::ACTION_TRIGGER) => trigger_single(&mut self.error, range, &data, tools),
             (irq_index::REQ, IrqSetFlags::ACTION_TRIGGER) => trigger_single(&mut self.request, range, &data, tools),
+            (IRQ_NON_FATAL, IrqSetFlags::ACTION_TRIGGER) => {
+                trigger_single(&mut self.recovery.non_fatal, range, &data, tools)
+            }
+            (IRQ_PASSIVE_RESET, IrqSetFlags::ACTION_TRIGGER) => {
+                trigger_single(&mut self.recovery.passive_reset, range, &data, tools)
+            }
             // API-151, API-162
             _ => Err(Errno::ENOTTY),
         }?;
@@ -338,12 +346,9 @@ impl Device {
 }
 
 /// API-147 to API-150: the size of a vector's data.
-fn validate(set: &IrqSet, index_count: u32) -> Result<u32, Errno> {
+fn validate(set: &IrqSet, indexes: u32, index_count: u32) -> Result<u32, Errno> {
     let known = IrqSetFlags::DATA_TYPE | IrqSetFlags::ACTION_TYPE;
-    if set.argsz < MINSZ
-        || set.index >= irq_index::COUNT
-        || set.count >= u32::MAX - set.start
-        || set.flags & !known.bits() != 0
+    if set.argsz < MINSZ || set.index >= indexes || set.count >= u32::MAX - set.start || set.flags & !known.bits() != 0
     {
         return Err(Errno::EINVAL);
     }

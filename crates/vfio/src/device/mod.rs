@@ -9,11 +9,13 @@
 
 mod config;
 mod feature;
+mod gate;
 mod hot_reset;
 mod info;
 mod ioeventfd;
 mod irqs;
 mod power;
+mod recovery;
 mod reset;
 mod rw;
 mod state;
@@ -29,12 +31,15 @@ use std::sync::Arc;
 use ::device::{Board, DeviceFile, Driver, ResetKind};
 use caller::{FileId, Platform, Reply, WatchId};
 use pci::Address;
+use pci::recovery::Channel;
 use uapi::Errno;
 use uapi::vfio::device as request;
 
 use crate::{Context, Options};
+use gate::Gate;
 pub(crate) use hot_reset::GroupFacts;
 use irqs::Tools;
+use recovery::Access;
 use state::Device;
 use token::Tokens;
 use watches::{Action, Watches};
@@ -53,6 +58,7 @@ pub(crate) struct Devices {
     tokens: Tokens,
     /// Devices that were not reset since a program used them (HOT-043).
     needs_reset: BTreeSet<Address>,
+    gate: Gate,
 }
 
 impl Devices {
@@ -66,6 +72,7 @@ impl Devices {
             watches: Watches::new(Arc::clone(&platform)),
             tokens: Tokens::new(Arc::clone(&platform)),
             needs_reset: BTreeSet::new(),
+            gate: Gate::default(),
             platform,
         }
     }
@@ -115,6 +122,7 @@ impl Devices {
             return Err(Errno::ENODEV);
         }
         if !self.open.contains_key(&address) {
+            self.ensure_known(address, board)?;
             let shown = match shown {
                 Some(shown) => shown,
                 None => self.make_file(address, board)?,
@@ -200,11 +208,22 @@ impl Devices {
             return bind_from_group(arg, cx);
         }
         let device = self.open.get_mut(&address).ok_or(Errno::EINVAL)?;
+        if !device.recovery.is_open() && gate::touches(request, arg, cx.caller) {
+            match device.recovery.access {
+                Access::Blocked { .. } => return Ok(Reply::Parked(self.gate.park(address, cx.parking))),
+                // Only resets may help.
+                Access::Failed if request == request::SET_IRQS => return Err(Errno::EIO),
+                _ => {}
+            }
+        }
         device.wake(cx.board, now);
         let result = match request {
             // These are about more than one device.
             request::GET_PCI_HOT_RESET_INFO => self.hot_reset_info(file, arg, cx, groups).map(|()| 0),
-            request::PCI_HOT_RESET => self.hot_reset(file, arg, cx, groups).map(|()| 0),
+            request::PCI_HOT_RESET => match self.hot_reset(file, arg, cx, groups) {
+                Ok(Some(ticket)) => return Ok(Reply::Parked(ticket)),
+                other => other.map(|_| 0),
+            },
             // Files from a group have no iommufd (API-120).
             request::ATTACH_IOMMUFD_PT | request::DETACH_IOMMUFD_PT => Err(Errno::ENOTTY),
             request::FEATURE => device.feature(arg, cx.caller, cx.board, &mut self.tokens, now),
@@ -225,7 +244,7 @@ impl Devices {
         result.map(Reply::Value)
     }
 
-    /// `pread`: the bytes done.
+    /// `pread`: the bytes done. Waits while the device is blocked.
     pub(crate) fn read(
         &mut self,
         file: FileId,
@@ -233,22 +252,25 @@ impl Devices {
         buf: u64,
         len: u64,
         cx: &mut Context<'_>,
-    ) -> Result<u64, Errno> {
+    ) -> Result<Reply, Errno> {
         let device = self.files.get(&file).and_then(|a| self.open.get_mut(a)).ok_or(Errno::EINVAL)?;
         if len == 0 {
-            return Ok(0);
+            return Ok(Reply::Value(0));
+        }
+        if device.recovery.is_blocked() {
+            return Ok(Reply::Parked(self.gate.park(device.address, cx.parking)));
         }
         let clock = &*self.platform;
         if !device.low_power.engaged() {
-            return device.read(offset, buf, len, cx.caller, cx.board, clock);
+            return device.read(offset, buf, len, cx.caller, cx.board, clock).map(Reply::Value);
         }
         device.wake(cx.board, clock.now());
         let result = device.read(offset, buf, len, cx.caller, cx.board, clock);
         device.idle(cx.board, clock.now());
-        result
+        result.map(Reply::Value)
     }
 
-    /// `pwrite`: the bytes done.
+    /// `pwrite`: the bytes done. Waits while the device is blocked.
     pub(crate) fn write(
         &mut self,
         file: FileId,
@@ -256,16 +278,19 @@ impl Devices {
         buf: u64,
         len: u64,
         cx: &mut Context<'_>,
-    ) -> Result<u64, Errno> {
+    ) -> Result<Reply, Errno> {
         let device = self.files.get(&file).and_then(|a| self.open.get_mut(a)).ok_or(Errno::EINVAL)?;
         if len == 0 {
-            return Ok(0);
+            return Ok(Reply::Value(0));
+        }
+        if device.recovery.is_blocked() {
+            return Ok(Reply::Parked(self.gate.park(device.address, cx.parking)));
         }
         let now = self.platform.now();
         device.wake(cx.board, now);
         let result = device.write(offset, buf, len, cx.caller, cx.board, now);
         device.idle(cx.board, now);
-        result
+        result.map(Reply::Value)
     }
 
     /// Whether the range of a device file may be mapped.
@@ -287,7 +312,12 @@ impl Devices {
         if device.is_virtual() {
             self.tokens.remove_user(address, board);
         }
+        let affected = !device.recovery.is_open() && !device.answers(board) || device.recovery.is_blocked();
         let was_reset = device.close(board, &mut self.watches, self.platform.now());
+        self.let_waiters_go(address);
+        if affected {
+            self.gate.keep(address, device.saved_at_open().clone());
+        }
         self.reset_after_close(address, was_reset, board);
         Some(address)
     }
@@ -296,7 +326,7 @@ impl Devices {
     pub(crate) fn event_fired(&mut self, watch: WatchId, board: &mut Board) {
         let _ = board;
         let Some((address, action)) = self.watches.get(watch) else { return };
-        let Some(device) = self.open.get(&address) else { return };
+        let Some(device) = self.open.get_mut(&address) else { return };
         match action {
             Action::Unmask => device.endpoint.interrupts.unmask_intx(),
             Action::Store => device.ioeventfd_fired(watch, self.platform.now()),
@@ -318,6 +348,11 @@ impl Devices {
         self.open.contains_key(&address)
     }
 
+    /// Tells the device's user of an error, and the index by which.
+    pub(crate) fn tell_error(&self, address: Address, channel: Channel) -> Option<u32> {
+        self.open.get(&address)?.tell_error(channel)
+    }
+
     /// Tells the device's user of an uncorrectable error; whether it asked to
     /// be told.
     pub(crate) fn signal_error(&self, address: Address) -> bool {
@@ -330,16 +365,19 @@ impl Devices {
     pub(crate) fn was_reset(&mut self, address: Address, kind: ResetKind, board: &Board) -> bool {
         let now = self.platform.now();
         let Some(device) = self.open.get_mut(&address) else { return false };
+        device.reset_behind_its_back();
         device.after_reset(board, kind, now);
         tracing::info!(name: "vfio.reset_from_outside", device = %address);
         true
     }
 
     /// What an open device answers, or whether it does, has changed.
-    pub(crate) fn reach_changed(&mut self, address: Address, board: &Board) {
+    pub(crate) fn reach_changed(&mut self, address: Address, board: &mut Board) {
         let now = self.platform.now();
         if let Some(device) = self.open.get_mut(&address) {
             device.sync(board, now);
+            device.try_release(board, now);
+            self.let_waiters_go(address);
         }
     }
 

@@ -21,7 +21,9 @@ impl Device {
         self.zap(now);
         // Refused only while VFs are enabled; the reset goes on.
         let _ = self.set_power_state(board, 0, now);
-        self.reset_function(board, now)
+        self.reset_function(board, now)?;
+        self.user_has_reset(false, board, now);
+        Ok(())
     }
 
     /// A reset that the program asked for in configuration space; whether it

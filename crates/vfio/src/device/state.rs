@@ -13,6 +13,7 @@ use uapi::Errno;
 use super::config::Config;
 use super::ioeventfd::IoEvents;
 use super::power::LowPower;
+use super::recovery::Recovery;
 use super::watches::Watches;
 use crate::Options;
 
@@ -68,6 +69,7 @@ pub(super) struct Device {
     /// irqfd that unmasks INTx.
     pub(super) unmask: Option<WatchId>,
     pub(super) ioevents: IoEvents,
+    pub(super) recovery: Recovery,
     /// Memory of the BARs can be reached.
     pub(super) accessible: bool,
     bus_master: bool,
@@ -120,6 +122,7 @@ impl Device {
             request: None,
             unmask: None,
             ioevents: IoEvents::default(),
+            recovery: Recovery::new(options.recovery),
             accessible: false,
             bus_master: false,
             disable_idle_d3: options.disable_idle_d3,
@@ -248,7 +251,7 @@ impl Device {
             self.bus_master = master;
             self.endpoint.requester.set_bus_master(master);
         }
-        self.endpoint.set_responding(answers && decodes, now);
+        self.endpoint.set_responding(answers && decodes && self.recovery.is_open(), now);
         self.set_accessible(memory, now);
     }
 
@@ -261,6 +264,11 @@ impl Device {
     fn set_accessible(&mut self, on: bool, now: u64) {
         self.accessible = on;
         self.endpoint.set_memory(on, now);
+    }
+
+    /// The state at open.
+    pub(super) fn saved_at_open(&self) -> &SavedConfig {
+        &self.saved
     }
 
     /// Whether the host may power the device down while a program lets it.

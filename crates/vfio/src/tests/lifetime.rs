@@ -3,7 +3,7 @@
 //! order, on a fabric of two functions that share a group and one apart.
 
 use ::device::Driver;
-use caller::{Capability, FileId};
+use caller::{Capability, FileId, Reply};
 use pci::{Bar, BarKind, FabricBuilder, FunctionSpec, Item, Place};
 use proptest::prelude::*;
 use uapi::Errno;
@@ -82,8 +82,8 @@ fn what_the_descriptor_is() {
     let buf = lab.client.room(64);
     let (vfio, mut cx) = lab.parts();
     let (bar, config) = (uapi::region::offset(0, 0), uapi::region::offset(0, 7));
-    assert_eq!(vfio.read(device, config, buf, 4, &mut cx), Ok(4));
-    assert_eq!(vfio.write(device, config + 4, buf, 2, &mut cx), Ok(2));
+    assert_eq!(vfio.read(device, config, buf, 4, &mut cx), Ok(Reply::Value(4)));
+    assert_eq!(vfio.write(device, config + 4, buf, 2, &mut cx), Ok(Reply::Value(2)));
     assert_eq!(vfio.mmap(device, bar, 0x4000, true, cx.board), Ok(()));
     assert_eq!(lab.client.get::<u32>(buf), 0x5678_1234);
     assert_eq!(lab.ioctl(device, 0x3b6b, 8), Err(Errno::EFAULT), "GET_INFO");

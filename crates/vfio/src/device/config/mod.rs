@@ -138,6 +138,11 @@ impl Config {
         self.no_command_memory || self.command() & u32::from(pci::cap::COMMAND_MEMORY) != 0
     }
 
+    /// The command bits of decoding as the program has them.
+    pub(super) fn decoding(&self) -> u16 {
+        self.command() as u16 & (pci::cap::COMMAND_MEMORY | pci::cap::COMMAND_IO)
+    }
+
     /// The program's INTx disable bit.
     pub(super) fn intx_disabled(&self) -> bool {
         self.command() & u32::from(pci::cap::COMMAND_INTX_DISABLE) != 0

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Configuration space: API-225, API-226, API-234 to API-268.
 
+use caller::Reply;
 use pci::{FunctionSpec, cap};
 use uapi::Errno;
 use uapi::vfio::device::region_index::CONFIG;
@@ -544,5 +545,5 @@ fn faults() {
     let (vfio, mut cx) = rig.lab.parts();
     assert_eq!(vfio.read(file, offset, 16, 4, &mut cx), Err(Errno::EFAULT));
     assert_eq!(vfio.write(file, header, 16, 2, &mut cx), Err(Errno::EFAULT));
-    assert_eq!(vfio.write(file, offset - 4 + msix, 16, 4, &mut cx), Ok(4));
+    assert_eq!(vfio.write(file, offset - 4 + msix, 16, 4, &mut cx), Ok(Reply::Value(4)));
 }

@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use ::device::{Driver, Endpoint, Slot};
-use caller::FileId;
+use caller::{FileId, Reply};
 use pci::{Address, Bar, BarKind, Function, FunctionSpec, Msix, cap};
 use uapi::Errno;
 use uapi::vfio::device::{self, IrqSet, RegionInfo, region_index};
@@ -84,6 +84,13 @@ pub(super) fn spec() -> FunctionSpec {
         vpd: pci::vpd::image("Disk", &[(*b"SN", "0815")]),
         vendor_specific: vec![vec![1, 2, 3, 4, 5]],
         ..FunctionSpec::default()
+    }
+}
+
+fn value(reply: Reply) -> u64 {
+    match reply {
+        Reply::Value(value) => value,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -196,7 +203,7 @@ impl Rig {
         let offset = self.at(index, pos);
         let buf = self.lab.client.room(len);
         let (file, (vfio, mut cx)) = (self.file, self.lab.parts());
-        let done = vfio.read(file, offset, buf, len, &mut cx)?;
+        let done = value(vfio.read(file, offset, buf, len, &mut cx)?);
         Ok(self.lab.client.get_bytes(buf, done as usize))
     }
 
@@ -204,7 +211,7 @@ impl Rig {
         let offset = self.at(index, pos);
         let buf = self.lab.client.put_bytes(data);
         let (file, (vfio, mut cx)) = (self.file, self.lab.parts());
-        vfio.write(file, offset, buf, data.len() as u64, &mut cx)
+        vfio.write(file, offset, buf, data.len() as u64, &mut cx).map(value)
     }
 
     pub(super) fn mmap(&mut self, index: u32, pos: u64, len: u64, shared: bool) -> Result<(), Errno> {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! read, write and mmap of regions: API-213 to API-231.
 
+use caller::Reply;
 use uapi::Errno;
 use uapi::vfio::device::region_index::{CONFIG, ROM};
 
@@ -13,8 +14,8 @@ fn nothing_to_do_is_done() {
     let mut rig = Rig::new();
     let file = rig.file;
     let (vfio, mut cx) = rig.lab.parts();
-    assert_eq!(vfio.read(file, u64::MAX, 0, 0, &mut cx), Ok(0));
-    assert_eq!(vfio.write(file, 0, 0, 0, &mut cx), Ok(0));
+    assert_eq!(vfio.read(file, u64::MAX, 0, 0, &mut cx), Ok(Reply::Value(0)));
+    assert_eq!(vfio.write(file, 0, 0, 0, &mut cx), Ok(Reply::Value(0)));
 }
 
 /// API-213
@@ -143,7 +144,7 @@ fn long_calls_are_short() {
     rig.lab.client.memory.map(0x1_0000_0000, 1 << 32, true);
     let file = rig.file;
     let (vfio, mut cx) = rig.lab.parts();
-    assert_eq!(vfio.read(file, offset, 0x1_0000_0000, 1 << 29, &mut cx), Ok(4 << 20));
+    assert_eq!(vfio.read(file, offset, 0x1_0000_0000, 1 << 29, &mut cx), Ok(Reply::Value(4 << 20)));
 }
 
 /// API-228, API-136
