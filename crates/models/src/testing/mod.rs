@@ -11,8 +11,10 @@ mod event;
 mod memory;
 pub mod nvme;
 pub mod virtio;
+mod virtio_bench;
 
 pub use bench::{Access, Bench};
 pub use disk::{DiskCalls, MemoryDisk};
 pub use event::CountedEvent;
 pub use memory::{TestFile, TestMemory, TestWindow};
+pub use virtio_bench::VirtioBench;

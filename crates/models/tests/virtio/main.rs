@@ -2,6 +2,8 @@
 //! Virtio devices and their rings.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod blk;
+mod net;
 mod rings;
 mod rings_hostile;
 mod rings_model;

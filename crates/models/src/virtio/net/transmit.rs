@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Frames from the driver to the port.
+
+use device::MAX_FRAME;
+use device::virtio::VirtioIo;
+use iommu::Access;
+
+use super::{BATCH_BYTES, Net, Served, bytes};
+use crate::virtio::queue::Look;
+use crate::virtio::ring::BURST;
+use crate::virtio::spec::net::HEADER;
+
+impl Net {
+    /// A batch of frames. One whose memory is not there, or that is too short
+    /// or too long for a frame, is dropped; its buffer returns all the same.
+    pub(super) fn transmit(&mut self, io: &mut VirtioIo<'_>, index: u16, pair: u16) -> Served {
+        let header = self.header();
+        let Some(dma) = io.dma.get(self.group(index)) else { return Err(None) };
+        let Some(queue) = self.queues.get_mut(usize::from(index)) else { return Err(None) };
+        let mut session = dma.session();
+        match queue.look(&mut session, &mut self.batch, BURST) {
+            Look::Some => {}
+            Look::None => {
+                drop(session);
+                return Err(queue.was_idle(dma, io.now));
+            }
+            Look::Broken => {
+                io.fail("a transmit queue is broken");
+                return Err(None);
+            }
+        }
+        self.out.clear();
+        let mut gather = session.gather(&mut self.places);
+        let (mut taken, mut sum, mut dropped) = (0, 0, 0);
+        for chain in self.batch.chains() {
+            if taken > 0 && sum >= BATCH_BYTES {
+                break;
+            }
+            taken += 1;
+            let before = gather.len();
+            let len = chain.read_len;
+            let fits = len > header as u64 && len <= (MAX_FRAME - (HEADER - header)) as u64;
+            let mut parts = self.batch.readable(chain).iter();
+            if !fits || parts.any(|part| gather.add(part.iova, part.len as usize, Access::Read).is_err()) {
+                gather.truncate(before);
+                dropped += 1;
+                continue;
+            }
+            sum += len;
+            self.out.add(len as usize);
+        }
+        if bytes::copy(gather.segments(0..gather.len()), self.out.bytes_mut(), Access::Read).is_err() {
+            dropped += self.out.len() as u64;
+            self.out.clear();
+        }
+        queue.was_busy(&mut session, io.now);
+        self.written.clear();
+        self.written.resize(taken, 0);
+        match queue.complete(&mut session, &self.batch, &self.written) {
+            Ok(true) => io.interrupts.queue(index),
+            Ok(false) => {}
+            Err(fault) => tracing::debug!(target: "vfuse::virtio", %fault, "a ring has gone"),
+        }
+        drop(session);
+        if header != HEADER {
+            self.widen(header);
+        }
+        if let Some(counters) = self.counters.get_mut(usize::from(pair)) {
+            counters.sent += self.out.len() as u64;
+            counters.dropped += dropped;
+        }
+        if !self.out.is_empty() {
+            self.config.port.send(pair, &mut self.out);
+        }
+        Ok(true)
+    }
+
+    /// Gives frames with an old driver's shorter header the usual one.
+    #[cold]
+    fn widen(&mut self, header: usize) {
+        let mut wide = device::Frames::new();
+        for frame in self.out.iter() {
+            let (head, body) = frame.split_at(header.min(frame.len()));
+            let number = wide.len();
+            wide.add(frame.len() + HEADER - header);
+            let Some(place) = wide.get_mut(number) else { return };
+            let (to_head, to_body) = place.split_at_mut(HEADER);
+            to_head.fill(0);
+            to_head.iter_mut().zip(head).for_each(|(to, from)| *to = *from);
+            to_body.iter_mut().zip(body).for_each(|(to, from)| *to = *from);
+        }
+        self.out = wide;
+    }
+}
