@@ -178,7 +178,9 @@ fn a_device_is_given_back_only_when_it_answers() {
         // Well again, it stays failed until a reset of the user's.
         w.pass(20_000);
         assert_eq!(w.recovery_state(b), [4, FAILED]);
-        assert_eq!(w.host.ioctl(b, RESET, 0, &w.client), Ok(Reply::Value(0)));
+        let reset = parked(w.host.ioctl(b, RESET, 0, &w.client));
+        w.pass(70_000);
+        assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Ok(0)))]);
         assert_eq!(w.recovery_state(b), [4, OPEN]);
         assert_ne!(w.load(b, CONFIG, 0, 4), !0);
     }

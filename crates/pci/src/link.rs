@@ -106,6 +106,27 @@ impl Fabric {
         std::mem::take(&mut self.changed)
     }
 
+    /// Takes those of these functions that were reset since the last
+    /// [`take_resets`](Self::take_resets).
+    pub fn claim_resets(&mut self, scope: &[Address]) -> BTreeSet<Address> {
+        let claimed: BTreeSet<Address> = scope.iter().filter(|a| self.resets.contains(*a)).copied().collect();
+        self.resets.retain(|address| !claimed.contains(address));
+        claimed
+    }
+
+    /// Whether a reset of this function by itself takes time.
+    #[must_use]
+    pub fn is_slow(&self, address: Address) -> bool {
+        self.nodes.get(&address).is_some_and(|node| node.presence.timing.ready != 0)
+    }
+
+    /// Whether a reset of what is behind a bridge takes time.
+    #[must_use]
+    pub fn is_slow_behind(&self, bridge: Address) -> bool {
+        self.nodes.get(&bridge).is_some_and(|node| node.presence.timing.link != 0)
+            || self.below(bridge).iter().any(|address| self.is_slow(*address))
+    }
+
     /// When the next link will be up or the next function ready.
     #[must_use]
     pub fn next_change(&self) -> Option<u64> {

@@ -33,7 +33,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ::device::{Board, DeviceFile, Driver, ResetKind};
-use caller::{Accounts, Caller, FileId, FileIds, Parking, Platform, Reply, Ticket, WatchId};
+use caller::{Accounts, Caller, FileId, FileIds, Parking, Platform, Reply, Ticket, Wake, WatchId};
 use iommufd::{ContextId, Iommufd};
 use pci::Address;
 use pci::recovery::{Call, Channel, Handlers, UserReset, Vote};
@@ -357,8 +357,8 @@ impl Vfio {
         }
     }
 
-    /// Calls that waited for a device and are to be made again.
-    pub fn take_released(&mut self) -> Vec<Ticket> {
+    /// Calls that waited for a device, and how that ended.
+    pub fn take_released(&mut self) -> Vec<(Ticket, Wake)> {
         self.devices.take_released()
     }
 
@@ -373,9 +373,17 @@ impl Vfio {
         self.devices.deadline()
     }
 
-    /// Users have waited for their devices long enough.
-    pub fn elapse(&mut self, board: &Board) {
+    /// Users have waited for their devices long enough; resets go on that take
+    /// time.
+    pub fn elapse(&mut self, board: &mut Board) {
         self.devices.elapse(board);
+    }
+
+    /// Whether a reset of the function is under way, which holds its device
+    /// lock.
+    #[must_use]
+    pub fn is_resetting(&self, address: Address) -> bool {
+        self.devices.is_resetting(address)
     }
 
     /// Whether a function was given back in the middle of a recovery that is

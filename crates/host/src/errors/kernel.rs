@@ -98,7 +98,7 @@ impl Kernel for Drivers<'_> {
     }
 
     fn is_locked(&self, address: Address) -> bool {
-        self.board.is_locked(address)
+        self.board.is_locked(address) || self.vfio.is_resetting(address)
     }
 
     fn user_resets(&mut self, fabric: &mut Fabric, scope: &[Address]) -> UserReset {

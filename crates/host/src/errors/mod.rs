@@ -216,8 +216,8 @@ impl Host {
             recovering.extend(all.filter(|address| errors.service.recovery_of(fabric, *address).is_some()));
         }
         vfio.settle(|address| recovering.contains(&address), board);
-        for ticket in vfio.take_released() {
-            parking.wake(ticket, Wake::Retry);
+        for (ticket, wake) in vfio.take_released() {
+            parking.wake(ticket, wake);
         }
         let ready = errors.queue.extract_if(.., |(address, _)| !vfio.is_unsettled(*address));
         for (_, ticket) in ready {
@@ -244,7 +244,7 @@ impl Host {
     /// Users have waited for their devices long enough.
     pub(crate) fn end_waits(&mut self) {
         if self.vfio.deadline().is_some_and(|at| at <= self.now()) {
-            self.vfio.elapse(&self.board);
+            self.vfio.elapse(&mut self.board);
             self.after_recovery();
         }
     }

@@ -19,9 +19,9 @@ const FIRST: u64 = 1000;
 /// Before the first request to a function after a reset (in ms).
 const DELAY: u64 = 100;
 
-/// A reset under way.
+/// A reset under way: of a link, or of one function.
 #[derive(Clone, Debug)]
-pub(super) struct Reset {
+pub struct Reset {
     port: Address,
     step: Step,
     /// Not to be gone on with before then.
@@ -66,13 +66,25 @@ impl Reset {
         Reset { port, step, until: 0 }
     }
 
+    /// Secondary bus reset of what is behind a bridge.
+    #[must_use]
+    pub fn bus(bridge: Address) -> Reset {
+        Reset { port: bridge, step: Step::Assert, until: 0 }
+    }
+
+    /// Function level reset.
+    #[must_use]
+    pub fn function(address: Address) -> Reset {
+        Reset { port: address, step: Step::FunctionReset, until: 0 }
+    }
+
     /// The end of containment: hardware has reset the link already.
     pub(super) fn containment(port: Address, now: Nanos) -> Reset {
         Reset { port, step: Step::Down { deadline: now + LINK_TIMEOUT }, until: 0 }
     }
 
     /// Goes on; `Some` with whether it worked once it is over.
-    pub(super) fn step(&mut self, fabric: &mut Fabric, now: Nanos) -> (Next, Option<bool>) {
+    pub fn step(&mut self, fabric: &mut Fabric, now: Nanos) -> (Next, Option<bool>) {
         if now < self.until {
             return (Next::At(self.until), None);
         }

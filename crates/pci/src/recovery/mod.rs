@@ -22,6 +22,7 @@ mod service;
 mod sources;
 mod vote;
 
+pub use link::Reset;
 pub use machine::{Outcome, Recovery};
 pub use service::{Counters, ErrorService, Report, RootCounters};
 pub use vote::{Channel, Vote};

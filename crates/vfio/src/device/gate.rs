@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use ::device::Board;
-use caller::{Caller, Parking, Ticket, Wait};
+use caller::{Caller, Parking, Ticket, Wait, Wake};
 use pci::recovery::{Call, Handlers, UserReset, Vote};
 use pci::{Address, Answers, SavedConfig};
 use uapi::Errno;
@@ -32,7 +32,7 @@ pub(super) struct Unsettled {
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     waiting: BTreeMap<Ticket, Address>,
-    released: Vec<Ticket>,
+    pub(super) released: Vec<(Ticket, Wake)>,
     unsettled: BTreeMap<Address, Unsettled>,
 }
 
@@ -48,7 +48,7 @@ impl Gate {
         self.waiting.retain(|ticket, at| {
             let goes = *at == address;
             if goes {
-                released.push(*ticket);
+                released.push((*ticket, Wake::Retry));
             }
             !goes
         });
@@ -109,7 +109,7 @@ impl Devices {
     }
 
     /// Takes the calls whose wait is over.
-    pub(crate) fn take_released(&mut self) -> Vec<Ticket> {
+    pub(crate) fn take_released(&mut self) -> Vec<(Ticket, Wake)> {
         std::mem::take(&mut self.gate.released)
     }
 
@@ -120,12 +120,14 @@ impl Devices {
 
     /// When the next wait is over at the latest.
     pub(crate) fn deadline(&self) -> Option<u64> {
-        self.open.values().filter_map(|device| device.recovery.deadline()).min()
+        let waits = self.open.values().filter_map(|device| device.recovery.deadline());
+        waits.chain(self.slow_resets.next()).min()
     }
 
-    /// Gives up devices whose users have waited long enough.
-    pub(crate) fn elapse(&mut self, board: &Board) {
+    /// Goes on with resets that take time; gives up devices whose users have waited long enough.
+    pub(crate) fn elapse(&mut self, board: &mut Board) {
         let now = self.now();
+        self.step_resets(board);
         let late = |device: &super::Device| device.recovery.deadline().is_some_and(|until| until <= now);
         let late: Vec<Address> = self.open.iter().filter(|(_, device)| late(device)).map(|(a, _)| *a).collect();
         for address in late {
@@ -145,6 +147,10 @@ impl Devices {
     /// one user has them all, and can reset them.
     pub(crate) fn user_resets(&mut self, scope: &[Address], whole: bool, board: &Board) -> UserReset {
         let now = self.now();
+        if scope.iter().any(|address| self.is_resetting(*address)) {
+            // The user is at it.
+            return self.slow_resets.next().map_or(UserReset::No, |due| UserReset::Until(due.max(now + 1)));
+        }
         let asked = scope.iter().filter_map(|address| self.open.get(address));
         let until = asked
             .filter_map(|device| match device.recovery.access {

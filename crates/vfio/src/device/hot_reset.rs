@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use ::device::{Board, Driver, ResetKind};
 use caller::{Caller, FileId, Ticket};
 use iommufd::ContextId;
-use pci::{Address, cap};
+use pci::{Address, SavedConfig, cap};
 use uapi::Errno;
 use uapi::vfio::device::{
     DependentDevice, HOT_RESET_DEV_ID, HOT_RESET_DEV_ID_OWNED, HOT_RESET_NOT_OWNED, HotReset, HotResetInfo,
@@ -110,6 +110,11 @@ impl Devices {
         if !set.iter().all(is_owned) {
             return Err(Errno::EINVAL);
         }
+        // The memory locks, only tried for (HOT-026). Who came before the
+        // contended one has lost its mappings for a moment (HOT-027).
+        if scope.iter().any(|device| self.is_resetting(*device)) {
+            return Err(Errno::EBUSY);
+        }
         let blocked = |device: &&Address| self.open.get(*device).is_some_and(|d| d.recovery.is_blocked());
         if let Some(device) = scope.iter().find(blocked) {
             return Ok(Some(self.gate.park(*device, cx.parking)));
@@ -118,6 +123,10 @@ impl Devices {
             return Err(Errno::EAGAIN);
         }
         let now = self.now();
+        if let Some(bridge) = cx.board.fabric.parent(address).filter(|bridge| cx.board.fabric.is_slow_behind(*bridge)) {
+            let saved = self.prepare_all(&scope, cx.board, now);
+            return Ok(Some(self.wait_for_hot_reset(bridge, saved, cx.board, cx.parking)));
+        }
         self.reset_all(&scope, cx.board, now);
         for address in &scope {
             if let Some(device) = self.open.get_mut(address) {
@@ -153,9 +162,8 @@ impl Devices {
         self.reset_all(scope, board, now);
     }
 
-    /// Every function of the scope: BARs zapped, D0, state saved, reset, state
-    /// restored (HOT-028, HOT-037 to HOT-041).
-    fn reset_all(&mut self, scope: &[Address], board: &mut Board, now: u64) {
+    /// Every function of the scope: BARs zapped, D0, state saved.
+    fn prepare_all(&mut self, scope: &[Address], board: &mut Board, now: u64) -> Vec<(Address, SavedConfig)> {
         let mut saved = Vec::with_capacity(scope.len());
         for address in scope {
             if let Some(device) = self.open.get_mut(address) {
@@ -166,6 +174,12 @@ impl Devices {
             saved.push((*address, function.save()));
             function.write(cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE));
         }
+        saved
+    }
+
+    /// The same, then reset, and state restored (HOT-028, HOT-037 to HOT-041).
+    fn reset_all(&mut self, scope: &[Address], board: &mut Board, now: u64) {
+        let saved = self.prepare_all(scope, board, now);
         // A slot is all of its bus.
         if let Some(bridge) = scope.first().and_then(|first| board.fabric.parent(*first)) {
             board.fabric.secondary_bus_reset(bridge);

@@ -18,6 +18,7 @@ mod power;
 mod recovery;
 mod reset;
 mod rw;
+mod slow_reset;
 mod state;
 mod token;
 mod watches;
@@ -29,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ::device::{Board, DeviceFile, Driver, ResetKind};
-use caller::{FileId, Platform, Reply, WatchId};
+use caller::{FileId, Platform, Reply, Ticket, WatchId};
 use pci::Address;
 use pci::recovery::Channel;
 use uapi::Errno;
@@ -40,6 +41,7 @@ use gate::Gate;
 pub(crate) use hot_reset::GroupFacts;
 use irqs::Tools;
 use recovery::Access;
+use slow_reset::SlowResets;
 use state::Device;
 use token::Tokens;
 use watches::{Action, Watches};
@@ -59,6 +61,7 @@ pub(crate) struct Devices {
     /// Devices that were not reset since a program used them (HOT-043).
     needs_reset: BTreeSet<Address>,
     gate: Gate,
+    slow_resets: SlowResets,
 }
 
 impl Devices {
@@ -73,6 +76,7 @@ impl Devices {
             tokens: Tokens::new(Arc::clone(&platform)),
             needs_reset: BTreeSet::new(),
             gate: Gate::default(),
+            slow_resets: SlowResets::default(),
             platform,
         }
     }
@@ -210,7 +214,11 @@ impl Devices {
         let device = self.open.get_mut(&address).ok_or(Errno::EINVAL)?;
         if !device.recovery.is_open() && gate::touches(request, arg, cx.caller) {
             match device.recovery.access {
-                Access::Blocked { .. } => return Ok(Reply::Parked(self.gate.park(address, cx.parking))),
+                // A hot reset only tries for the lock (HOT-026).
+                Access::Resetting if request == request::PCI_HOT_RESET => {}
+                Access::Blocked { .. } | Access::Resetting => {
+                    return Ok(Reply::Parked(self.gate.park(address, cx.parking)));
+                }
                 // Only resets may help.
                 Access::Failed if request == request::SET_IRQS => return Err(Errno::EIO),
                 _ => {}
@@ -241,7 +249,14 @@ impl Devices {
         if let Some(device) = self.open.get_mut(&address) {
             device.idle(cx.board, now);
         }
-        result.map(Reply::Value)
+        self.wait_if_started(address, (0, true), cx)
+            .map_or(result.map(Reply::Value), |ticket| Ok(Reply::Parked(ticket)))
+    }
+
+    /// The call waits if it has begun a reset that takes time.
+    fn wait_if_started(&mut self, address: Address, end: (u64, bool), cx: &mut Context<'_>) -> Option<Ticket> {
+        let started = self.open.get_mut(&address)?.started.take()?;
+        Some(self.wait_for_reset(address, started, end, cx.board, cx.parking))
     }
 
     /// `pread`: the bytes done. Waits while the device is blocked.
@@ -290,6 +305,11 @@ impl Devices {
         device.wake(cx.board, now);
         let result = device.write(offset, buf, len, cx.caller, cx.board, now);
         device.idle(cx.board, now);
+        if device.started.is_some() {
+            let (address, done) = (device.address, *result.as_ref().unwrap_or(&len));
+            // Whether such a reset has worked is not told (ERR-082).
+            return Ok(self.wait_if_started(address, (done, false), cx).map_or(Reply::Value(done), Reply::Parked));
+        }
         result.map(Reply::Value)
     }
 
@@ -314,6 +334,7 @@ impl Devices {
         }
         let affected = !device.recovery.is_open() && !device.answers(board) || device.recovery.is_blocked();
         let was_reset = device.close(board, &mut self.watches, self.platform.now());
+        self.drop_resets(address);
         self.let_waiters_go(address);
         if affected {
             self.gate.keep(address, device.saved_at_open().clone());

@@ -31,6 +31,8 @@ pub(super) enum Access {
     Blocked {
         until: u64,
     },
+    /// A reset is under way that takes time.
+    Resetting,
     /// Its user is to reset the link, until then.
     AwaitsReset {
         until: u64,
@@ -47,6 +49,8 @@ pub(super) struct Recovery {
     /// eventfd of index 6.
     pub(super) passive_reset: Option<Arc<dyn Event>>,
     pub(super) access: Access,
+    /// What it was before a reset that takes time, and will be again.
+    before_reset: Access,
     /// Registers when the error was detected, if they could be read.
     saved: Option<SavedConfig>,
     /// The function was reset by others than its user, who has not been told.
@@ -64,12 +68,19 @@ impl Recovery {
         Recovery { policy, ..Recovery::default() }
     }
 
+    /// A reset begins that takes time.
+    pub(super) fn begin_reset(&mut self) {
+        if self.access != Access::Resetting {
+            self.before_reset = std::mem::replace(&mut self.access, Access::Resetting);
+        }
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.access == Access::Open
     }
 
     pub(super) fn is_blocked(&self) -> bool {
-        matches!(self.access, Access::Blocked { .. })
+        matches!(self.access, Access::Blocked { .. } | Access::Resetting)
     }
 
     /// Stores reach nobody, and BARs give ones.
@@ -189,8 +200,23 @@ impl Device {
         }
         self.after_link_reset(board, now);
         self.recovery.resumed = false;
-        if self.recovery.is_blocked() {
+        if matches!(self.recovery.access, Access::Blocked { .. }) {
             self.release_access(board, now);
+        }
+    }
+
+    /// A reset is over that took time.
+    pub(super) fn end_reset(&mut self, worked: bool, link: bool, board: &mut Board, now: u64) {
+        if self.recovery.access != Access::Resetting {
+            return;
+        }
+        self.recovery.access = self.recovery.before_reset;
+        if self.recovery.is_open() {
+            return self.release_access(board, now);
+        }
+        self.sync(board, now);
+        if worked {
+            self.user_has_reset(link, board, now);
         }
     }
 
@@ -271,7 +297,7 @@ impl Device {
         let well = match self.recovery.access {
             Access::AwaitsReset { .. } => link,
             Access::Failed => true,
-            Access::Open | Access::Blocked { .. } => false,
+            Access::Open | Access::Blocked { .. } | Access::Resetting => false,
         };
         if well && self.answers(board) {
             self.recovery.link_reset = matches!(self.recovery.access, Access::AwaitsReset { .. });
@@ -289,7 +315,7 @@ impl Device {
         let policy = self.recovery.policy;
         let state = match self.recovery.access {
             Access::Open => AccessState::Open,
-            Access::Blocked { .. } => AccessState::Blocked,
+            Access::Blocked { .. } | Access::Resetting => AccessState::Blocked,
             Access::AwaitsReset { .. } => AccessState::AwaitsReset,
             Access::Failed => AccessState::Failed,
         };

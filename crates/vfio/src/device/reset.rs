@@ -21,6 +21,12 @@ impl Device {
         self.zap(now);
         // Refused only while VFs are enabled; the reset goes on.
         let _ = self.set_power_state(board, 0, now);
+        if !board.is_locked(self.address) {
+            self.started = self.start_slow(board, now);
+        }
+        if self.started.is_some() {
+            return Ok(());
+        }
         self.reset_function(board, now)?;
         self.user_has_reset(false, board, now);
         Ok(())
@@ -31,7 +37,12 @@ impl Device {
     pub(super) fn guest_reset(&mut self, board: &mut Board, now: u64) {
         self.zap(now);
         let _ = self.set_power_state(board, 0, now);
-        let _ = self.reset_function(board, now);
+        if !board.is_locked(self.address) {
+            self.started = self.start_slow(board, now);
+        }
+        if self.started.is_none() {
+            let _ = self.reset_function(board, now);
+        }
     }
 
     /// Saves, resets by the first method that works, restores (ERR-075).
@@ -98,7 +109,7 @@ impl Devices {
 }
 
 /// Who writes the registers of a function, and follows what that sets off.
-trait Hand {
+pub(super) trait Hand {
     fn write(&mut self, board: &mut Board, at: u16, len: u8, value: u32, now: u64);
 
     /// The registers were reset by other means than a write.
@@ -156,7 +167,7 @@ fn try_methods(hand: &mut dyn Hand, board: &mut Board, address: Address, now: u6
     Err(Errno::ENOTTY)
 }
 
-fn run_method(
+pub(super) fn run_method(
     method: ResetMethod,
     hand: &mut dyn Hand,
     board: &mut Board,

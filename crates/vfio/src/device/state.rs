@@ -14,6 +14,7 @@ use super::config::Config;
 use super::ioeventfd::IoEvents;
 use super::power::LowPower;
 use super::recovery::Recovery;
+use super::slow_reset::Started;
 use super::watches::Watches;
 use crate::Options;
 
@@ -70,6 +71,8 @@ pub(super) struct Device {
     pub(super) unmask: Option<WatchId>,
     pub(super) ioevents: IoEvents,
     pub(super) recovery: Recovery,
+    /// A reset that the present call has begun and is to wait for.
+    pub(super) started: Option<Started>,
     /// Memory of the BARs can be reached.
     pub(super) accessible: bool,
     bus_master: bool,
@@ -123,6 +126,7 @@ impl Device {
             unmask: None,
             ioevents: IoEvents::default(),
             recovery: Recovery::new(options.recovery),
+            started: None,
             accessible: false,
             bus_master: false,
             disable_idle_d3: options.disable_idle_d3,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Hot reset through groups: HOT-002 to HOT-055.
+//! Hot reset through groups (vfio-hot-reset.md).
 
 use caller::FileId;
 use pci::{Address, FunctionSpec};

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Resets that take time, and those that never end.
+#![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
+
+mod world;
+
+use caller::{Reply, Wake};
+use uapi::Errno;
+use world::*;
+
+const RESET: u32 = 0x3b6f;
+const HOT_RESET: u32 = 0x3b71;
+const ON: [u8; 2] = [6, 0];
+
+fn hot_reset(w: &mut World, device: caller::FileId) -> Result<Reply, Errno> {
+    let groups = w.groups.clone();
+    let mut words = vec![12 + 4 * groups.len() as u32, 0, groups.len() as u32];
+    words.extend(groups.iter().map(|fd| *fd as u32));
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    w.client.set(sim::BASE, &bytes);
+    w.host.ioctl(device, HOT_RESET, sim::BASE, &w.client)
+}
+
+fn slow(ready: &str) -> World {
+    World::new(&format!("{}ready_ms = {ready}\n{}", function(0), function(1)))
+}
+
+/// ERR-075, ERR-077, ERR-079, HOT-026, HOT-027, HOT-055: a function reset ends
+/// when the function answers. Who touches it meanwhile waits; a hot reset only
+/// tries for its lock.
+#[test]
+fn a_reset_ends_when_the_function_answers() {
+    let mut w = slow("700");
+    let (a, b) = (w.open(A), w.open(B));
+    w.store(a, CONFIG, 4, &ON);
+    let version = w.load(a, 0, 8, 4);
+    w.store(a, 0, 0x14, &0x46_0001u32.to_le_bytes());
+    let reset = parked(w.host.ioctl(a, RESET, 0, &w.client));
+    let again = parked(w.host.ioctl(a, RESET, 0, &w.client));
+    let load = parked(w.try_load(a, 0, 8));
+    assert_ne!(w.load(b, 0, 8, 4), !0, "its sibling is not concerned");
+    assert_eq!((hot_reset(&mut w, a).err(), hot_reset(&mut w, b).err()), (Some(Errno::EBUSY), Some(Errno::EBUSY)));
+    w.pass(700);
+    assert!(w.host.take_woken().is_empty());
+    // It is asked at growing distances.
+    w.pass(700);
+    assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Ok(0))), (again, Wake::Retry), (load, Wake::Retry)]);
+    assert_eq!((w.command(A) & 6, w.load(a, 0, 8, 4), w.load(a, 0, 0x14, 4)), (6, version, 0));
+    // Back to back.
+    for _ in 0..3 {
+        let reset = parked(w.host.ioctl(a, RESET, 0, &w.client));
+        w.pass(2_000);
+        assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Ok(0)))]);
+    }
+}
+
+/// ERR-068: a minute for FLR, then the next method has its turn. At last
+/// nothing has worked.
+#[test]
+fn a_reset_that_never_ends() {
+    let mut w = slow("\"never\"");
+    let a = w.open(A);
+    let mut path = "/sys/devices/pci0000:00/0000:00:01.0/".to_owned() + A;
+    path.push_str("/reset_method");
+    assert_eq!(w.text(&path).split_whitespace().next(), Some("flr"));
+    let reset = parked(w.host.ioctl(a, RESET, 0, &w.client));
+    w.pass(59_000);
+    assert!(w.host.take_woken().is_empty());
+    w.pass(10_000);
+    assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Err(Errno::ENOTTY)))]);
+    // Nobody is left blocked.
+    assert_eq!(w.load(a, 0, 8, 4), !0);
+    assert!(w.host.is_calm() && w.host.waiting() == 0);
+}
+
+/// ERR-082: a reset by the register holds up the store, which does not tell.
+#[test]
+fn a_reset_by_the_register() {
+    for (ready, ms) in [("300", 800), ("\"never\"", 70_000)] {
+        let mut w = slow(ready);
+        let a = w.open(A);
+        let express = w.host.board().fabric.function(at(A)).unwrap().capability(pci::cap::EXPRESS).unwrap();
+        let store = parked(w.try_store(a, CONFIG, u64::from(express) + 8, 0x8000));
+        w.pass(ms);
+        assert_eq!(w.host.take_woken(), [(store, Wake::Done(Ok(4)))]);
+    }
+}
+
+/// HOT-028, HOT-029, HOT-030: a hot reset ends when the link is up and the bus
+/// answers; without a link in time it is `ENOTTY`.
+#[test]
+fn hot_resets_wait_for_the_link() {
+    for (link, works) in [("400", true), ("\"never\"", false)] {
+        let port = format!("[[port]]\naddr = \"00:01.0\"\nbus = 1\nlink_ms = {link}\n");
+        let mut w = World::new(&format!("{port}{}{}", function(0), function(1)));
+        let (a, b) = (w.open(A), w.open(B));
+        w.store(a, CONFIG, 4, &ON);
+        let version = w.load(a, 0, 8, 4);
+        let reset = parked(hot_reset(&mut w, a));
+        let [one, other] = [a, b].map(|file| parked(w.try_load(file, 0, 8)));
+        assert_eq!(hot_reset(&mut w, b).err(), Some(Errno::EBUSY));
+        w.pass(70_000);
+        let result = if works { Ok(0) } else { Err(Errno::ENOTTY) };
+        let mut woken = w.host.take_woken();
+        woken.sort_by_key(|(ticket, _)| *ticket);
+        assert_eq!(woken, [(reset, Wake::Done(result)), (one, Wake::Retry), (other, Wake::Retry)]);
+        assert_eq!(w.load(a, 0, 8, 4), if works { version } else { !0 });
+        assert_eq!(w.command(A) & 6, if works { 6 } else { w.command(A) & 6 });
+    }
+}
+
+/// A program that is killed in the middle of its reset leaves nothing behind.
+#[test]
+fn killed_in_the_middle() {
+    let mut w = slow("5000");
+    let (a, _) = w.user(A);
+    let reset = parked(w.host.ioctl(a, RESET, 0, &w.client));
+    w.host.abandon(reset);
+    w.host.release(a);
+    assert_eq!(w.open_again(A, 0).err(), Some(Errno::EIO), "it does not answer yet");
+    w.pass(9_000);
+    assert!(matches!(w.open_again(A, 0), Ok(Reply::NewFile(_))));
+    assert_eq!((w.host.waiting(), w.host.deadline()), (0, None));
+}
+
+/// Errors while a reset runs: recovery waits for the device's lock (ERR-018).
+#[test]
+fn recovery_waits_for_a_reset() {
+    let mut w = slow("5000");
+    let ((a, a_err), (_b, b_err)) = (w.user(A), w.user(B));
+    let reset = parked(w.host.ioctl(a, RESET, 0, &w.client));
+    w.raise(B, NONFATAL);
+    assert_eq!((a_err.take(), b_err.take()), (0, 0));
+    w.pass(15_000);
+    assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Ok(0)))]);
+    w.settle();
+    assert_eq!((a_err.take(), b_err.take()), (1, 1));
+}
+
+/// The user's link reset of a fatal error, over a slow link.
+#[test]
+fn a_slow_link_reset_of_the_users() {
+    let text = extensions("user-reset block passive-reset");
+    let mut w = World::new(&format!("{text}{}ready_ms = 5000\n{}", function(0), function(1)));
+    let ((a, _), _) = (w.user(A), w.user(B));
+    let passive = w.event(a, 6);
+    w.store(a, CONFIG, 4, &ON);
+    w.raise(A, FATAL);
+    w.pass(2_000);
+    assert_eq!(w.recovery_state(a)[1], 2);
+    let reset = parked(hot_reset(&mut w, a));
+    w.pass(15_000);
+    assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Ok(0)))]);
+    w.settle();
+    assert_eq!((w.recovery_state(a)[1], passive.take(), w.command(A) & 6), (0, 0, 6));
+}
