@@ -115,6 +115,18 @@ impl Accounts {
         get(&self.books().users, &user)
     }
 
+    /// Counts pinned pages if the caller's limit allows: `ENOMEM`. Nobody is
+    /// asked for rights (VDPA-7.16).
+    pub fn try_pin(&self, caller: &dyn Caller, process: ProcessId, pages: u64) -> Result<(), Errno> {
+        let mut books = self.books();
+        let all = get(&books.pinned, &process).checked_add(pages).and_then(|all| all.checked_mul(PAGE));
+        if !books.unlimited && !all.is_some_and(|all| caller.memlock_allows(all)) {
+            return Err(Errno::ENOMEM);
+        }
+        add(&mut books.pinned, process, pages);
+        Ok(())
+    }
+
     /// So many more pages of a program are pinned, charged or not.
     pub fn pin(&self, process: ProcessId, pages: u64) {
         add(&mut self.books().pinned, process, pages);

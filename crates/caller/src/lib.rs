@@ -20,7 +20,7 @@ mod mm;
 pub mod testing;
 
 pub use accounts::Accounts;
-pub use mm::{ClientFile, Mm, Readiness, UserId};
+pub use mm::{Area, ClientFile, Mm, Readiness, UserId};
 pub use parking::{Parking, Ticket, Wait, Wake};
 
 /// An open file of the pretend kernel. Ids are never reused in a lab's life.
@@ -148,7 +148,12 @@ pub trait Platform: Send + Sync + Debug {
     /// `event` (irqfd, ioeventfd).
     fn watch(&self, id: WatchId, event: &Arc<dyn Event>);
 
-    /// Takes the request back.
+    /// Calls `signalled`, on any thread, each time that somebody signals
+    /// `event`, and once soon if its counter is not zero now. The counter is
+    /// never taken (kicks of a virtio queue, VDPA-6.11).
+    fn listen(&self, id: WatchId, event: &Arc<dyn Event>, signalled: Arc<dyn Fn() + Send + Sync>);
+
+    /// Takes either request back.
     fn unwatch(&self, id: WatchId);
 
     /// 16 random bytes.

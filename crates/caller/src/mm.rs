@@ -12,6 +12,18 @@ use crate::{Pinned, ProcessId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(pub u32);
 
+/// A mapping of a program (a VMA).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Area {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// A shared mapping of a file whose pages are memory: not private, not
+    /// anonymous, not a device's registers.
+    pub shared_file: bool,
+}
+
 /// A program's memory, as Linux's reference to an mm. After the program's end
 /// or exec every access is `EFAULT`.
 pub trait Mm: Send + Sync + Debug {
@@ -33,6 +45,10 @@ pub trait Mm: Send + Sync + Debug {
     /// Makes `len` bytes at `vaddr` reachable for devices: `EFAULT` if a page
     /// is not mapped, is a device's, or (with `write`) not writable.
     fn pin(&self, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno>;
+
+    /// The mapping at `addr` or, failing that, the next one above it
+    /// (`find_vma`): `EFAULT` if the address space is gone.
+    fn area(&self, addr: u64) -> Result<Option<Area>, Errno>;
 }
 
 /// A file of a program, as memory for devices. Stays open.

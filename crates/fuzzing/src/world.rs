@@ -57,6 +57,10 @@ impl Platform for Machine {
         assert!(old.is_none(), "{id:?} is watched twice");
     }
 
+    fn listen(&self, id: WatchId, event: &Arc<dyn Event>, signalled: Arc<dyn Fn() + Send + Sync>) {
+        self.sim.listen(id, event, signalled);
+    }
+
     fn unwatch(&self, id: WatchId) {
         self.watched.lock().unwrap_or_else(|e| e.into_inner()).remove(&id);
     }

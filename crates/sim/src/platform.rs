@@ -34,6 +34,9 @@ impl Platform for SimPlatform {
     // Nobody but the simulated client signals events; it says so itself.
     fn watch(&self, _id: WatchId, _event: &Arc<dyn Event>) {}
 
+    // A simulated device looks at its rings whenever it has a turn.
+    fn listen(&self, _id: WatchId, _event: &Arc<dyn Event>, _signalled: Arc<dyn Fn() + Send + Sync>) {}
+
     fn unwatch(&self, _id: WatchId) {}
 
     fn random(&self) -> [u8; 16] {

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use caller::{ClientFile, Mm, Pinned, ProcessId, UserId};
+use caller::{Area, ClientFile, Mm, Pinned, ProcessId, UserId};
 use rustix::fs::FileType;
 use uapi::Errno;
 
@@ -108,6 +108,15 @@ impl Mm for ProgramMm {
 
     fn pin(&self, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno> {
         self.pinner.pin_pages(&self.process, vaddr, len, write)
+    }
+
+    fn area(&self, addr: u64) -> Result<Option<Area>, Errno> {
+        let area = self.process.vma_from(addr)?;
+        Ok(area.map(|vma| Area {
+            start: vma.start,
+            end: vma.end,
+            shared_file: vma.shared && vma.inode != 0 && !file::is_device(&vma),
+        }))
     }
 }
 

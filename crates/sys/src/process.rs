@@ -169,6 +169,12 @@ impl Process {
         vma::at(&self.maps, addr).map_err(|_| Errno::EFAULT)
     }
 
+    /// What is mapped at `addr` or next above it: `EFAULT` if the address space
+    /// is gone.
+    pub(crate) fn vma_from(&self, addr: u64) -> Result<Option<Vma>, Errno> {
+        vma::from(&self.maps, addr).map_err(|_| Errno::EFAULT)
+    }
+
     /// Reading at an address that is never mapped tells a dead address space
     /// (nothing read) from a live one (`EIO`).
     fn mem_alive(&self) -> bool {

@@ -59,6 +59,8 @@ struct Query {
 }
 
 const PROCMAP_QUERY: libc::Ioctl = libc::_IOWR::<Query>('f' as u32, 17);
+/// `PROCMAP_QUERY_COVERING_OR_NEXT_VMA`
+const COVERING_OR_NEXT: u64 = 0x10;
 const VMA_READABLE: u64 = 1;
 const VMA_WRITABLE: u64 = 2;
 const VMA_SHARED: u64 = 8;
@@ -69,17 +71,27 @@ static NO_QUERY: AtomicBool = AtomicBool::new(false);
 /// The mapping that `addr` lies in, by an open `/proc/PID/maps`. `ESRCH`: the
 /// address space is gone.
 pub(crate) fn at(maps: &File, addr: u64) -> Result<Option<Vma>, Errno> {
+    find(maps, addr, false)
+}
+
+/// The mapping that `addr` lies in or, failing that, the next one above it.
+pub(crate) fn from(maps: &File, addr: u64) -> Result<Option<Vma>, Errno> {
+    find(maps, addr, true)
+}
+
+fn find(maps: &File, addr: u64, or_next: bool) -> Result<Option<Vma>, Errno> {
     if !NO_QUERY.load(Ordering::Relaxed) {
-        match query(maps, addr) {
+        match query(maps, addr, or_next) {
             Err(Errno::ENOTTY) => NO_QUERY.store(true, Ordering::Relaxed),
             answer => return answer,
         }
     }
-    search(maps, addr)
+    search(maps, addr, or_next)
 }
 
-fn query(maps: &File, addr: u64) -> Result<Option<Vma>, Errno> {
-    let mut q = Query { size: size_of::<Query>() as u64, query_addr: addr, ..Query::default() };
+fn query(maps: &File, addr: u64, or_next: bool) -> Result<Option<Vma>, Errno> {
+    let query_flags = if or_next { COVERING_OR_NEXT } else { 0 };
+    let mut q = Query { size: size_of::<Query>() as u64, query_flags, query_addr: addr, ..Query::default() };
     // SAFETY: PROCMAP_QUERY reads and writes one struct of the size given in
     // it; name and build id are not asked for, so it writes nowhere else.
     let answer = unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, &raw mut q) };
@@ -102,8 +114,8 @@ fn query(maps: &File, addr: u64) -> Result<Option<Vma>, Errno> {
     }))
 }
 
-/// Reads the text until the line that covers `addr`.
-fn search(maps: &File, addr: u64) -> Result<Option<Vma>, Errno> {
+/// Reads the text until the line that covers `addr`, or comes after it.
+fn search(maps: &File, addr: u64, or_next: bool) -> Result<Option<Vma>, Errno> {
     let mut text = Vec::with_capacity(8192);
     let mut offset = 0;
     let mut first = true;
@@ -124,7 +136,7 @@ fn search(maps: &File, addr: u64) -> Result<Option<Vma>, Errno> {
             // A path may hold bytes that are no UTF-8; it starts behind the fields.
             let vma = vma.or_else(|| parse(&String::from_utf8_lossy(line)));
             match vma {
-                Some(vma) if vma.start > addr => return Ok(None),
+                Some(vma) if vma.start > addr => return Ok(or_next.then_some(vma)),
                 Some(vma) if vma.end > addr => return Ok(Some(vma)),
                 _ => {}
             }
@@ -186,13 +198,18 @@ mod tests {
         let here = [0u8; 64];
         static THERE: AtomicBool = AtomicBool::new(false);
         for addr in [here.as_ptr() as u64, (&raw const THERE) as u64, both_ways_agree as *const () as u64] {
-            let found = search(&maps, addr).unwrap().unwrap();
+            let found = search(&maps, addr, false).unwrap().unwrap();
             assert!(found.start <= addr && addr < found.end);
-            if let Ok(queried) = query(&maps, addr) {
+            if let Ok(queried) = query(&maps, addr, false) {
                 assert_eq!(queried, Some(found));
             }
+            assert_eq!(from(&maps, addr).unwrap(), Some(found));
         }
         assert_eq!(at(&maps, 0).unwrap(), None);
-        assert_eq!(search(&maps, 0).unwrap(), None);
+        assert_eq!(search(&maps, 0, false).unwrap(), None);
+        let first = search(&maps, 0, true).unwrap();
+        assert!(first.is_some_and(|vma| vma.start > 0));
+        assert_eq!(from(&maps, 0).unwrap(), first);
+        assert_eq!(from(&maps, u64::MAX - 1).unwrap().map(|vma| vma.start), None);
     }
 }

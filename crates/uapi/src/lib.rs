@@ -11,5 +11,6 @@ pub mod iommufd_hw;
 pub mod iommufd_test;
 pub mod region;
 pub mod vfio;
+pub mod vhost;
 
 pub use errno::Errno;

@@ -37,10 +37,25 @@ struct Watches {
 /// Stands for the timer among the watches.
 const TIMER: u64 = u64::MAX;
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
-    events: HashMap<u64, Arc<EventFd>>,
+    events: HashMap<u64, Watched>,
     fired: Vec<WatchId>,
+}
+
+/// An eventfd that is watched.
+enum Watched {
+    /// Its counter is taken, and the host told.
+    Taken(Arc<EventFd>),
+    /// Somebody is told at once. A descriptor of its own: queues may share an
+    /// eventfd.
+    Heard(OwnedFd, Arc<dyn Fn() + Send + Sync>),
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("events", &self.events.len()).field("fired", &self.fired).finish()
+    }
 }
 
 impl Watches {
@@ -52,6 +67,7 @@ impl Watches {
     /// collects what fired.
     fn wait(&self, waker: &intercept::Waker) {
         let mut ready = Vec::with_capacity(64);
+        let mut heard: Vec<Arc<dyn Fn() + Send + Sync>> = Vec::new();
         loop {
             ready.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), None) {
@@ -62,16 +78,29 @@ impl Watches {
                 }
             }
             let mut state = self.state();
+            let mut wanted = false;
+            heard.clear();
             for event in &ready {
                 let id = event.data.u64();
                 if id == TIMER {
                     let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
-                } else if state.events.get(&id).is_some_and(|event| event.take() > 0) {
-                    state.fired.push(WatchId(id));
+                    wanted = true;
+                    continue;
+                }
+                match state.events.get(&id) {
+                    Some(Watched::Taken(event)) if event.take() > 0 => {
+                        state.fired.push(WatchId(id));
+                        wanted = true;
+                    }
+                    Some(Watched::Heard(_, signalled)) => heard.push(Arc::clone(signalled)),
+                    _ => {}
                 }
             }
             drop(state);
-            waker.wake();
+            heard.iter().for_each(|signalled| signalled());
+            if wanted {
+                waker.wake();
+            }
         }
     }
 }
@@ -122,14 +151,36 @@ impl Platform for Real {
             tracing::error!(%error, "an eventfd cannot be watched");
             return;
         }
-        self.watches.state().events.insert(id.0, event);
+        self.watches.state().events.insert(id.0, Watched::Taken(event));
+    }
+
+    fn listen(&self, id: WatchId, event: &Arc<dyn Event>, signalled: Arc<dyn Fn() + Send + Sync>) {
+        let Some(event) = EventFd::of(event) else { return };
+        let own = match std::os::fd::AsFd::as_fd(&*event).try_clone_to_owned() {
+            Ok(own) => own,
+            Err(error) => {
+                tracing::error!(%error, "an eventfd cannot be listened to");
+                return;
+            }
+        };
+        let mut state = self.watches.state();
+        // Edge-triggered: each signal is an event, though nobody takes the counter.
+        let flags = EventFlags::IN | EventFlags::ET;
+        match epoll::add(&self.watches.epoll, &own, EventData::new_u64(id.0), flags) {
+            Ok(()) => {
+                state.events.insert(id.0, Watched::Heard(own, signalled));
+            }
+            Err(error) => tracing::error!(%error, "an eventfd cannot be listened to"),
+        }
     }
 
     fn unwatch(&self, id: WatchId) {
-        if let Some(event) = self.watches.state().events.remove(&id.0) {
-            // It is closed next, which takes it out as well.
-            let _ = epoll::delete(&self.watches.epoll, &*event);
-        }
+        // It is closed next, which takes it out as well.
+        let _ = match self.watches.state().events.remove(&id.0) {
+            Some(Watched::Taken(event)) => epoll::delete(&self.watches.epoll, &*event),
+            Some(Watched::Heard(own, _)) => epoll::delete(&self.watches.epoll, &own),
+            None => Ok(()),
+        };
     }
 
     fn random(&self) -> [u8; 16] {

@@ -12,7 +12,7 @@ use uapi::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::memory::{ClientMemory, MemFile, OpenFile};
-use crate::{Caller, Capability, ClientFile, FileId, Mm, Pinned, ProcessId, Readiness, UserId};
+use crate::{Area, Caller, Capability, ClientFile, FileId, Mm, Pinned, ProcessId, Readiness, UserId};
 
 /// An eventfd that counts.
 #[derive(Debug, Default)]
@@ -22,6 +22,11 @@ impl Counter {
     /// Reads and clears.
     pub fn take(&self) -> u64 {
         self.0.swap(0, Ordering::Relaxed)
+    }
+
+    /// Reads.
+    pub fn peek(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -249,6 +254,10 @@ impl Mm for ClientMm {
 
     fn pin(&self, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno> {
         self.memory.pin(vaddr, len, write)
+    }
+
+    fn area(&self, addr: u64) -> Result<Option<Area>, Errno> {
+        self.memory.area(addr)
     }
 }
 

@@ -188,6 +188,20 @@ impl ClientMemory {
         is_user_range(addr, len) && !self.ended.load(Ordering::Relaxed)
     }
 
+    /// `EFAULT`
+    pub(super) fn area(&self, addr: u64) -> Result<Option<crate::Area>, Errno> {
+        if self.ended.load(Ordering::Relaxed) {
+            return Err(Errno::EFAULT);
+        }
+        let areas = self.areas.lock().unwrap();
+        let found = areas.iter().find(|(start, area)| *start + area.len > addr);
+        Ok(found.map(|(start, area)| crate::Area {
+            start: *start,
+            end: start + area.len,
+            shared_file: area.file.is_some(),
+        }))
+    }
+
     /// The file behind an address, and where in it.
     fn file_at(&self, addr: u64) -> Option<(Arc<MemFile>, u64)> {
         let areas = self.areas.lock().unwrap();

@@ -8,4 +8,4 @@ mod platform;
 
 pub use client::{Client, Counter, Limit, TestReadiness};
 pub use memory::{ClientMemory, MemFile};
-pub use platform::{TestFile, TestPlatform};
+pub use platform::{Listener, TestFile, TestPlatform};

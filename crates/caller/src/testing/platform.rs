@@ -2,6 +2,7 @@
 //! A machine whose clock stands and whose events are looked at.
 #![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use device::{DeviceFile, DeviceFiles, Event, NoDeviceFile, RegionLayout, Window};
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
+use super::Counter;
 use crate::{Platform, WatchId};
 
 /// Pages of a device's BAR.
@@ -42,6 +44,31 @@ impl DeviceFile for TestFile {
     }
 }
 
+/// Somebody who is told when an event is signalled.
+pub struct Listener {
+    event: Arc<dyn Event>,
+    signalled: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").field("event", &self.event).finish_non_exhaustive()
+    }
+}
+
+impl TestPlatform {
+    /// Somebody signals an event: adds 1 and tells those who listen to it.
+    pub fn signal(&self, event: &Arc<dyn Event>) {
+        event.signal();
+        let same = |listener: &&Listener| std::ptr::addr_eq(Arc::as_ptr(&listener.event), Arc::as_ptr(event));
+        let told: Vec<_> = {
+            let listeners = self.listeners.lock().unwrap();
+            listeners.values().filter(same).map(|listener| Arc::clone(&listener.signalled)).collect()
+        };
+        told.iter().for_each(|signalled| signalled());
+    }
+}
+
 /// A machine whose clock stands unless it is set.
 #[derive(Debug, Default)]
 pub struct TestPlatform {
@@ -49,6 +76,8 @@ pub struct TestPlatform {
     pub now: AtomicU64,
     /// Events that are watched.
     pub watches: Mutex<BTreeMap<WatchId, Arc<dyn Event>>>,
+    /// Events that are listened to.
+    pub listeners: Mutex<BTreeMap<WatchId, Listener>>,
     /// Device files made so far.
     pub made: Mutex<Vec<Arc<TestFile>>>,
     random: AtomicU64,
@@ -59,7 +88,16 @@ impl Platform for TestPlatform {
         self.watches.lock().unwrap().insert(id, Arc::clone(event));
     }
 
+    fn listen(&self, id: WatchId, event: &Arc<dyn Event>, signalled: Arc<dyn Fn() + Send + Sync>) {
+        let any: Arc<dyn Any + Send + Sync> = event.clone();
+        if any.downcast::<Counter>().is_ok_and(|counter| counter.peek() > 0) {
+            signalled();
+        }
+        self.listeners.lock().unwrap().insert(id, Listener { event: Arc::clone(event), signalled });
+    }
+
     fn unwatch(&self, id: WatchId) {
+        self.listeners.lock().unwrap().remove(&id);
         self.watches.lock().unwrap().remove(&id);
     }
 

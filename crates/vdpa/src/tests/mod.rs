@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Tests of the rules, by section of the sheet.
+
+mod accounts;
+mod backend;
+mod bus;
+mod messages;
+mod node;
+mod programs;
+mod reset;
+mod rings;
+mod start;
+mod status;
