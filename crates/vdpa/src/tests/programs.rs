@@ -132,7 +132,7 @@ fn one_that_maps_once() {
     }
 }
 
-/// VNET-7.1: rings enabled after DRIVER_OK; what was posted before is seen.
+/// VNET-7.1, VNET-2.3: rings enabled after DRIVER_OK; what was posted before is seen.
 #[test]
 fn t1_qemu_with_a_control_queue() {
     let mut bench = owned(&Parent::Sim.spec(), false);
@@ -161,7 +161,7 @@ fn t1_qemu_with_a_control_queue() {
     assert_eq!((bench.used(SHARED + 0x1000), bench.used(SHARED + 0x10000)), ((1, 1), (1, 1)));
 }
 
-/// VNET-7.2, VNET-6.1, VNET-6.2: DPDK unmaps everything first of all.
+/// VNET-7.2, VNET-3.2, VNET-3.3, VNET-6.1, VNET-6.2: DPDK unmaps everything first of all.
 #[test]
 fn t2_dpdk() {
     let mut bench = Bench::owned(Parent::Sim.spec());
@@ -207,7 +207,7 @@ fn t3_libblkio() {
     assert_eq!(bench.write(&envelope(MSG_V1, 0, unmap)), Ok(72), "at run time");
 }
 
-/// VNET-7.3 (T3b), VNET-6.3: enabled at status 0, before features.
+/// VNET-7.3 (T3b), VNET-2.2, VNET-6.3: enabled at status 0, before features.
 #[test]
 fn t3b_qemu_without_a_control_queue() {
     let mut bench = Bench::owned(Parent::Sim.spec());
@@ -251,7 +251,7 @@ fn t4_cloud_hypervisor() {
     }
 }
 
-/// VNET-7.5
+/// VNET-7.5, VNET-2.4
 #[test]
 fn t5_qemu_stops() {
     let mut bench = owned(&Parent::Sim.spec(), false);
