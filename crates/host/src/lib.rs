@@ -16,7 +16,7 @@ pub mod tree;
 mod unbind;
 
 pub use assemble::Storage;
-pub use errors::{ErrorPolicy, Injected, NotInjected};
+pub use errors::{ErrorPolicy, Injected, NotInjected, NotTaken, TakerId};
 pub use host::{FileKind, Host};
 pub use inventory::{FunctionInfo, table};
 pub use lab::{Lab, LabError};

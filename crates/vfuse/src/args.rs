@@ -39,6 +39,43 @@ pub(crate) enum Command {
     /// Errors of devices in a running lab.
     #[command(subcommand)]
     Aer(AerCommand),
+    /// Have a QEMU guest recover from errors of its assigned devices.
+    ///
+    /// Without it QEMU stops the machine at such an error. The guest's ports
+    /// have to be pcie-root-port,x-speed=5,x-width=1, each with an id and with
+    /// exactly the functions that are reset together at the host.
+    AerBridge(AerBridge),
+    /// Show what happens in a running lab, one JSON object a line.
+    Events(Events),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AerBridge {
+    /// The control socket of the lab in which QEMU runs.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: PathBuf,
+    /// QEMU's monitor: its option -qmp unix:SOCKET,server=on,wait=off.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) qmp: PathBuf,
+    /// A device of the guest, by its address at the host; all if not given.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub(crate) device: Vec<pci::Address>,
+    /// Fatal errors too.
+    #[arg(long)]
+    pub(crate) fatal: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// The control socket of the lab.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: PathBuf,
+    /// How much: error, warn, info, debug, trace.
+    #[arg(long, default_value = "info")]
+    pub(crate) level: String,
+    /// Only events whose names begin so, for example aer. or vfio.
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
 }
 
 /// Where topology is read from; without either, this machine's /sys.

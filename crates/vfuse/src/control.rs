@@ -9,6 +9,7 @@
 //! | `GET /v1/reset-groups` | what is reset together; `?user=ADDRESS,…` asks for a user who has these |
 //! | `GET /v1/reset-groups/{address}` | what is reset together with a function |
 //! | `POST /v1/aer/inject` | injects errors; the body is in `aer-inject`'s format, `?id=ADDRESS` says where |
+//! | `GET /v1/events` and others | [what happens](crate::events) |
 
 use std::collections::HashMap;
 use std::fs;
@@ -29,15 +30,18 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use pci::Address;
 
+use crate::events::{self, Events};
+
 /// The host, and who is to look at it when it was acted upon.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) host: Arc<Mutex<Host>>,
     pub(crate) waker: intercept::Waker,
+    pub(crate) events: Events,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Host> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Host> {
         self.host.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -50,7 +54,7 @@ impl Shared {
 }
 
 /// Why a request is not answered.
-type Refused = (StatusCode, String);
+pub(crate) type Refused = (StatusCode, String);
 
 /// A control socket that is being served; it goes away with this.
 #[derive(Debug)]
@@ -71,6 +75,7 @@ impl Control {
             .route("/v1/reset-groups", get(reset_groups))
             .route("/v1/reset-groups/{address}", get(reset_group))
             .route("/v1/aer/inject", post(inject))
+            .merge(events::routes())
             .with_state(shared);
         std::thread::Builder::new()
             .name("control".into())
@@ -169,7 +174,12 @@ fn absent(address: &str) -> Refused {
 }
 
 fn user(query: &HashMap<String, String>) -> Result<Option<Vec<Address>>, Refused> {
-    query.get("user").map(|list| list.split(',').map(parse_address).collect()).transpose()
+    addresses(query, "user")
+}
+
+/// A list of addresses, if it is there.
+pub(crate) fn addresses(query: &HashMap<String, String>, name: &str) -> Result<Option<Vec<Address>>, Refused> {
+    query.get(name).map(|list| list.split(',').map(parse_address).collect()).transpose()
 }
 
 /// Asks a running lab; the body of its answer.

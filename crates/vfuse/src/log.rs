@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Where events go: lines on standard error for people, JSON lines in a file
-//! for programs. Both show an event's stable name, its fields and its time.
+//! for programs, the same lines for who listens to a running lab. All show an
+//! event's stable name, its fields and its time.
 
 use std::fmt::{self, Debug, Write as _};
 use std::fs::File;
@@ -18,37 +19,50 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt as format};
 
+use crate::events::Events;
+
 /// Starts logging. `RUST_LOG` wins over `verbose`; the trace file gets
-/// everything whatever either says.
-pub(crate) fn start(verbose: u8, trace: Option<&Path>) -> Result<()> {
+/// everything whatever either says. `listen`: events can be listened to.
+pub(crate) fn start(verbose: u8, trace: Option<&Path>, listen: bool) -> Result<Option<Events>> {
     let default = match verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
     let filter = EnvFilter::builder().with_default_directive(default.into()).from_env().context("RUST_LOG")?;
+    let start = Start(Instant::now());
+    let (events, hub) = listen.then(|| Events::new(start)).unzip();
     let people = format::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .event_format(Line(Instant::now()))
+        .event_format(Line(start))
         .with_filter(filter);
     let file = match trace {
         Some(path) => {
             let file = File::create(path).with_context(|| format!("cannot write the trace {}", path.display()))?;
-            Some(Trace { start: Instant::now(), file: Mutex::new(file) }.with_filter(ours()))
+            Some(Trace { start, file: Mutex::new(file) }.with_filter(ours(LevelFilter::TRACE)))
         }
         None => None,
     };
-    tracing_subscriber::registry().with(people).with(file).try_init().context("cannot start logging")
+    tracing_subscriber::registry().with(hub).with(people).with(file).try_init().context("cannot start logging")?;
+    Ok(events)
 }
 
-/// The project's own events, all of them.
-fn ours() -> EnvFilter {
-    EnvFilter::new("vfuse=trace,vfio=trace,host=trace,models=trace,sys=trace,intercept=trace,iommu=trace,pci=trace")
+/// When logging has started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start(Instant);
+
+/// Where the project's own events come from.
+const OURS: [&str; 8] = ["vfuse", "vfio", "host", "models", "sys", "intercept", "iommu", "pci"];
+
+/// The project's own events of this level and above.
+pub(crate) fn ours(level: LevelFilter) -> EnvFilter {
+    let words: Vec<String> = OURS.iter().map(|target| format!("{target}={level}")).collect();
+    EnvFilter::new(words.join(","))
 }
 
 /// An event's stable name: `vfio.set_iommu`, `nvme.command`, `call`.
-fn name(event: &Event<'_>) -> String {
+pub(crate) fn name(event: &Event<'_>) -> String {
     let metadata = event.metadata();
     let source = metadata.target().trim_start_matches("vfuse::");
     match metadata.name() {
@@ -59,7 +73,7 @@ fn name(event: &Event<'_>) -> String {
 }
 
 /// One event a line for people: seconds since the start, level, name, fields.
-struct Line(Instant);
+struct Line(Start);
 
 impl<S, N> format::FormatEvent<S, N> for Line
 where
@@ -72,7 +86,7 @@ where
         mut writer: format::format::Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let time = self.0.elapsed();
+        let time = self.0.0.elapsed();
         write!(
             writer,
             "{:4}.{:06} {:5} {} ",
@@ -88,20 +102,26 @@ where
 
 /// One JSON object a line for programs: `ns` since the start, `level`, `event`,
 /// and the event's fields.
+pub(crate) fn line(event: &Event<'_>, Start(start): Start) -> String {
+    let mut fields = Fields(Map::new());
+    fields.0.insert("ns".into(), json!(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)));
+    fields.0.insert("level".into(), json!(event.metadata().level().as_str()));
+    fields.0.insert("event".into(), json!(name(event)));
+    event.record(&mut fields);
+    let mut line = Value::Object(fields.0).to_string();
+    line.push('\n');
+    line
+}
+
+/// Such lines in a file.
 struct Trace {
-    start: Instant,
+    start: Start,
     file: Mutex<File>,
 }
 
 impl<S: Subscriber> Layer<S> for Trace {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-        let mut fields = Fields(Map::new());
-        fields.0.insert("ns".into(), json!(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)));
-        fields.0.insert("level".into(), json!(event.metadata().level().as_str()));
-        fields.0.insert("event".into(), json!(name(event)));
-        event.record(&mut fields);
-        let mut line = Value::Object(fields.0).to_string();
-        line.push('\n');
+        let line = line(event, self.start);
         // A full disk must not end the run; the program's result counts.
         let _ = self.file.lock().unwrap_or_else(|e| e.into_inner()).write_all(line.as_bytes());
     }

@@ -3,8 +3,11 @@
 //! kernel behind the front door, and exits as the program did.
 
 mod args;
+mod bridge;
 mod control;
+mod events;
 mod kernel;
+mod listen;
 mod log;
 mod platform;
 mod storage;
@@ -27,11 +30,15 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.command {
         Command::Run(run) => self::run(run, arguments.verbose),
-        Command::Lab(LabCommand::Check { file }) => log::start(arguments.verbose, None).and_then(|()| check(file)),
+        Command::Lab(LabCommand::Check { file }) => {
+            log::start(arguments.verbose, None, false).and_then(|_| check(file))
+        }
         Command::Device(DeviceCommand::List { control, json }) => list(control, *json),
         Command::Group(command) => topology::group(command),
         Command::ResetGroup(command) => topology::reset_group(command),
         Command::Aer(AerCommand::Inject { file, id, control }) => inject(file.as_deref(), *id, control),
+        Command::AerBridge(arguments) => bridge::run(arguments),
+        Command::Events(arguments) => listen::events(arguments),
     };
     result.unwrap_or_else(|error| match error.downcast_ref::<intercept::Error>() {
         // Its message has the cause in it.
@@ -47,16 +54,16 @@ fn main() -> ExitCode {
 }
 
 fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
-    log::start(verbose, run.trace.as_deref())?;
+    let events = log::start(verbose, run.trace.as_deref(), run.control.is_some())?;
     let lab = read_lab(run)?;
     let process_figures = lab.iommu.process_figures;
     let waker = intercept::Waker::new().context("cannot make an eventfd")?;
     let platform = platform::Real::new(waker.clone())?;
     let host = Host::new(lab, Arc::clone(&platform) as _, Box::new(storage::Real))?;
     let host = Arc::new(Mutex::new(host));
-    let control = match &run.control {
-        Some(path) => {
-            let shared = control::Shared { host: Arc::clone(&host), waker: waker.clone() };
+    let control = match run.control.as_ref().zip(events) {
+        Some((path, events)) => {
+            let shared = control::Shared { host: Arc::clone(&host), waker: waker.clone(), events };
             Some(control::Control::serve(path, shared)?)
         }
         None => None,

@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use device::{Board, Driver, ResetKind};
-use pci::recovery::{Call, Handlers, Kernel, Report, Uevent, UserReset, Vote};
+use pci::recovery::{Call, Channel, Handlers, Kernel, Report, Uevent, UserReset, Vote};
 use pci::{Address, Answers, Fabric, SavedConfig};
+use uapi::vfio::recovery::IRQ_NON_FATAL;
 use vfio::Vfio;
 
 use super::ErrorPolicy;
+use super::takers::Takers;
 
 /// Everything that recovery calls.
 pub(super) struct Drivers<'a> {
@@ -18,6 +20,7 @@ pub(super) struct Drivers<'a> {
     pub(super) policies: &'a BTreeMap<Address, ErrorPolicy>,
     pub(super) saved: &'a BTreeMap<Address, SavedConfig>,
     pub(super) removed: &'a mut BTreeSet<Address>,
+    pub(super) takers: &'a mut Takers,
     pub(super) now: u64,
 }
 
@@ -31,6 +34,23 @@ impl Drivers<'_> {
         }
     }
 
+    /// Tells a function's user of an error: its taker, if it has one for such,
+    /// else one of its own eventfds. Whether anybody was told.
+    fn tell(&mut self, address: Address, channel: Channel) -> bool {
+        let by = if self.takers.takes(address, channel) {
+            "taker"
+        } else {
+            by_index(self.vfio.tell_error(address, channel))
+        };
+        let kind = match channel {
+            Channel::Normal => "non-fatal",
+            Channel::Frozen => "fatal",
+            Channel::PermFailure => "failed",
+        };
+        notice(address, kind, by);
+        by != "nobody"
+    }
+
     /// Lets VFIO work with a whole board.
     fn with_board<R>(&mut self, fabric: &mut Fabric, work: impl FnOnce(&mut Vfio, &mut Board) -> R) -> R {
         std::mem::swap(&mut self.board.fabric, fabric);
@@ -38,6 +58,20 @@ impl Drivers<'_> {
         std::mem::swap(&mut self.board.fabric, fabric);
         result
     }
+}
+
+/// By which eventfd a user was told.
+pub(super) fn by_index(index: Option<u32>) -> &'static str {
+    match index {
+        Some(IRQ_NON_FATAL) => "non-fatal",
+        Some(_) => "err",
+        None => "nobody",
+    }
+}
+
+/// A user was told of an error, or would have been.
+pub(super) fn notice(address: Address, kind: &str, by: &str) {
+    tracing::info!(name: "aer.notice", target: "vfuse::aer", device = %address, kind, by);
 }
 
 impl Kernel for Drivers<'_> {
@@ -56,7 +90,7 @@ impl Kernel for Drivers<'_> {
                 vote = self.with_board(fabric, |vfio, board| vfio.error_call(address, call, board));
                 // ERR-002: whatever the state, ERR-003: also if nobody listens.
                 if let Call::ErrorDetected(channel) = call {
-                    told = self.vfio.tell_error(address, channel).is_some();
+                    told = self.tell(address, channel);
                 }
             }
             (Some(Driver::Pcieport | Driver::Kernel(_)), Call::SlotReset) => {
@@ -79,6 +113,7 @@ impl Kernel for Drivers<'_> {
         let now = self.now;
         self.with_board(fabric, |vfio, board| {
             for address in &reset {
+                tracing::info!(name: "aer.reset", target: "vfuse::aer", device = %address);
                 if vfio.function_was_reset(*address, ResetKind::Bus, board) {
                     continue;
                 }

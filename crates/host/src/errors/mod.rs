@@ -3,12 +3,14 @@
 //! how the pretend kernel recovers (vfio-error-recovery.md).
 //!
 //! The rules are [`pci::recovery`]'s; `kernel` is what they need of drivers,
-//! `plan` the errors that the lab file asks for, `policy` how a driver behaves.
+//! `plan` the errors that the lab file asks for, `policy` how a driver behaves,
+//! `takers` who is told of errors in place of the program.
 //! [`Host::deadline`] and [`Host::elapse`] drive the waits.
 
 mod kernel;
 mod plan;
 mod policy;
+mod takers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +25,8 @@ use crate::lab::Behaviour;
 use kernel::Drivers;
 use plan::Plan;
 pub use policy::ErrorPolicy;
+use takers::Takers;
+pub use takers::{NotTaken, TakerId};
 
 /// Steps in one go; what is left is done soon after, so that drivers whose
 /// recovery brings the next error on cannot hold the lab up.
@@ -37,6 +41,7 @@ pub(crate) struct Errors {
     /// What each function's driver saved when it was bound.
     saved: BTreeMap<Address, SavedConfig>,
     plan: Plan,
+    takers: Takers,
     /// When the next step is due.
     next: Option<u64>,
     /// Functions whose device was pulled out, and that have not gone yet.
@@ -268,11 +273,11 @@ impl Host {
     }
 
     fn step_errors(&mut self, now: u64) -> Next {
-        let Errors { service, policies, saved, leaving, .. } = &mut self.errors;
+        let Errors { service, policies, saved, leaving, takers, .. } = &mut self.errors;
         // Recovery has the fabric; the board gets it back while VFIO works.
         let mut fabric = std::mem::take(&mut self.board.fabric);
         let mut drivers =
-            Drivers { board: &mut self.board, vfio: &mut self.vfio, policies, saved, removed: leaving, now };
+            Drivers { board: &mut self.board, vfio: &mut self.vfio, policies, saved, removed: leaving, takers, now };
         let mut next = service.run(&mut fabric, &mut drivers, now, STEPS);
         if let Some(settles) = fabric.next_change().filter(|_| next == Next::Idle) {
             next = Next::At(settles);
