@@ -88,6 +88,8 @@ struct Model {
     windows: [Option<Arc<dyn Window>>; 6],
     memory: bool,
     responds: bool,
+    /// The windows are full of ones.
+    ones: bool,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -101,7 +103,8 @@ impl Endpoint {
     #[must_use]
     pub fn new(device: Box<dyn Device>) -> Arc<Endpoint> {
         let spec = device.function();
-        let model = Model { device, file: None, windows: Default::default(), memory: false, responds: true };
+        let model =
+            Model { device, file: None, windows: Default::default(), memory: false, responds: true, ones: false };
         Arc::new(Endpoint {
             model: Mutex::new(model),
             spec,
@@ -138,6 +141,7 @@ impl Endpoint {
         }
         let open = file.is_some();
         model.file = file;
+        model.ones = false;
         if model.memory {
             self.show(&mut model, now);
         }
@@ -230,10 +234,13 @@ impl Endpoint {
             file.set_accessible(true);
             let windows: [Option<Arc<dyn Window>>; 6] = std::array::from_fn(|bar| file.window(bar));
             if !model.responds {
-                for window in windows.iter().flatten() {
-                    fill_with_ones(&**window);
-                }
+                windows.iter().flatten().for_each(|window| fill(&**window, 0xff));
+                model.ones = true;
                 return;
+            }
+            // What the model does not publish reads as zero again.
+            if std::mem::take(&mut model.ones) {
+                windows.iter().flatten().for_each(|window| fill(&**window, 0));
             }
             model.windows = windows;
         }
@@ -272,15 +279,15 @@ impl Steppable for Endpoint {
     }
 }
 
-/// What a program loads where nobody answers. A store of its own shows until
-/// the next time; the device never sees it.
-fn fill_with_ones(window: &dyn Window) {
+/// Ones are what a program loads where nobody answers. A store of its own shows
+/// until the next time; the device never sees it.
+fn fill(window: &dyn Window, byte: u8) {
     let slice = window.slice();
-    let ones = [0xff_u8; 4096];
-    for at in (0..slice.len()).step_by(ones.len()) {
-        let len = ones.len().min(slice.len() - at);
+    let bytes = [byte; 4096];
+    for at in (0..slice.len()).step_by(bytes.len()) {
+        let len = bytes.len().min(slice.len() - at);
         if let Ok(part) = slice.subslice(at, len) {
-            part.copy_from(&ones[..len]);
+            part.copy_from(&bytes[..len]);
         }
     }
 }

@@ -20,19 +20,22 @@ fn takers_of_errors() {
     w.settle();
     assert_eq!(counts(), (0, 1), "B has no taker");
     assert!(w.host.answered_error(at(A)) && !w.host.answered_error(at(A)));
-    w.raise(A, FATAL);
-    w.settle();
-    assert_eq!(counts(), (1, 1), "fatal ones were not asked for");
     w.raise(B, NONFATAL);
     w.settle();
     assert_eq!(counts(), (0, 1));
     w.host.give_errors_back(taker);
     assert_eq!(counts(), (1, 0), "a notice that was owed");
+    let taker = w.host.take_errors(&[at(A)], false).unwrap();
+    w.raise(A, FATAL);
+    w.settle();
+    assert_eq!(counts(), (1, 1), "fatal ones were not asked for");
+    w.host.give_errors_back(taker);
     w.host.take_errors(&[at(A), at(B)], true).unwrap();
     w.host.give_errors_back(taker);
-    w.raise(B, FATAL);
+    w.host.inject(&parse("AER UNCOR_STATUS MALF_TLP").unwrap(), Some(at(B))).unwrap();
     w.settle();
     assert_eq!(counts(), (0, 0), "the other taker has not gone");
+    assert!(w.host.answered_error(at(A)) && w.host.answered_error(at(B)));
 }
 
 /// ERR-030, ERR-035: a taker of a non-fatal error; its failed recovery signals

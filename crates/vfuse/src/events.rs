@@ -41,22 +41,17 @@ const LISTENERS: usize = 64;
 /// Events that a listener may be late.
 const BEHIND: usize = 4096;
 
+type Listeners = Mutex<Vec<Arc<Listener>>>;
+
 /// Who listens.
 #[derive(Clone)]
 pub(crate) struct Events {
-    inner: Arc<Mutex<Inner>>,
+    listeners: Arc<Listeners>,
     filter: reload::Handle<EnvFilter, Registry>,
-}
-
-#[derive(Default)]
-struct Inner {
-    made: u64,
-    listeners: Vec<Arc<Listener>>,
 }
 
 /// One who listens.
 struct Listener {
-    id: u64,
     level: LevelFilter,
     /// Beginnings of the names wanted; empty for all.
     names: Vec<String>,
@@ -65,40 +60,38 @@ struct Listener {
 }
 
 /// Hands events to listeners.
-pub(crate) struct Hub(Arc<Mutex<Inner>>, log::Start);
+pub(crate) struct Hub(Arc<Listeners>, log::Start);
 
-fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
-    inner.lock().unwrap_or_else(|e| e.into_inner())
+fn lock(listeners: &Listeners) -> MutexGuard<'_, Vec<Arc<Listener>>> {
+    listeners.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl Events {
     /// And the layer that makes events come.
     pub(crate) fn new(start: log::Start) -> (Events, impl Layer<Registry>) {
-        let inner = Arc::new(Mutex::new(Inner::default()));
+        let listeners = Arc::new(Listeners::default());
         let (filter, handle) = reload::Layer::new(log::ours(LevelFilter::OFF));
-        let hub = Hub(Arc::clone(&inner), start).with_filter(filter);
-        (Events { inner, filter: handle }, hub)
+        let hub = Hub(Arc::clone(&listeners), start).with_filter(filter);
+        (Events { listeners, filter: handle }, hub)
     }
 
     fn listen(&self, level: LevelFilter, names: Vec<String>) -> Result<Stream, Refused> {
-        let mut inner = lock(&self.inner);
-        if inner.listeners.len() >= LISTENERS {
+        let mut listeners = lock(&self.listeners);
+        if listeners.len() >= LISTENERS {
             return Err((StatusCode::SERVICE_UNAVAILABLE, format!("{LISTENERS} listen already\n")));
         }
-        inner.made += 1;
         let (lines, receiver) = mpsc::channel(BEHIND);
-        let listener = Listener { id: inner.made, level, names, lines, lost: AtomicU64::new(0) };
-        let id = listener.id;
+        let listener = Arc::new(Listener { level, names, lines, lost: AtomicU64::new(0) });
         let _ = listener.lines.try_send("{\"event\":\"events.start\"}\n".into());
-        inner.listeners.push(Arc::new(listener));
-        drop(inner);
+        listeners.push(Arc::clone(&listener));
+        drop(listeners);
         self.adjust();
-        Ok(Stream { lines: receiver, id, events: self.clone(), taken: None })
+        Ok(Stream { lines: receiver, listener, events: self.clone(), taken: None })
     }
 
     /// Events are made as far as somebody wants them.
     fn adjust(&self) {
-        let most = lock(&self.inner).listeners.iter().map(|l| l.level).max().unwrap_or(LevelFilter::OFF);
+        let most = lock(&self.listeners).iter().map(|l| l.level).max().unwrap_or(LevelFilter::OFF);
         if self.filter.reload(log::ours(most)).is_err() {
             tracing::error!("events cannot be listened to: logging has ended");
         }
@@ -108,7 +101,7 @@ impl Events {
 impl<S: Subscriber> Layer<S> for Hub {
     fn on_event(&self, event: &Event<'_>, _context: layer::Context<'_, S>) {
         // No lock is held while lines are made: that may bring events about.
-        let listeners = lock(&self.0).listeners.clone();
+        let listeners = lock(&self.0).clone();
         let name = log::name(event);
         let mut line = None;
         for listener in listeners {
@@ -118,22 +111,25 @@ impl<S: Subscriber> Layer<S> for Hub {
                 continue;
             }
             let line: &mut String = line.get_or_insert_with(|| log::line(event, self.1));
-            let lost = listener.lost.load(Ordering::Relaxed);
-            if lost > 0 && listener.lines.try_send(format!("{{\"event\":\"events.lost\",\"count\":{lost}}}\n")).is_ok()
-            {
-                listener.lost.fetch_sub(lost, Ordering::Relaxed);
-            }
-            if listener.lines.try_send(line.clone()).is_err() {
-                listener.lost.fetch_add(1, Ordering::Relaxed);
+            // What was lost is told of where it was lost.
+            let lost = listener.lost.swap(0, Ordering::Relaxed);
+            let sent = (lost == 0 || listener.lines.try_send(lost_line(lost)).is_ok())
+                && listener.lines.try_send(line.clone()).is_ok();
+            if !sent {
+                listener.lost.fetch_add(lost + 1, Ordering::Relaxed);
             }
         }
     }
 }
 
+fn lost_line(count: u64) -> String {
+    format!("{{\"event\":\"events.lost\",\"count\":{count}}}\n")
+}
+
 /// The body of an answer that goes on until the listener goes.
 struct Stream {
     lines: mpsc::Receiver<String>,
-    id: u64,
+    listener: Arc<Listener>,
     events: Events,
     taken: Option<(Shared, TakerId)>,
 }
@@ -143,14 +139,21 @@ impl hyper::body::Body for Stream {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let line = self.lines.poll_recv(cx);
-        line.map(|line| line.map(|line| Ok(Frame::data(Bytes::from(line)))))
+        let line = match self.lines.poll_recv(cx) {
+            // He has caught up.
+            Poll::Pending => match self.listener.lost.swap(0, Ordering::Relaxed) {
+                0 => return Poll::Pending,
+                lost => Some(lost_line(lost)),
+            },
+            Poll::Ready(line) => line,
+        };
+        Poll::Ready(line.map(|line| Ok(Frame::data(Bytes::from(line)))))
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        lock(&self.events.inner).listeners.retain(|listener| listener.id != self.id);
+        lock(&self.events.listeners).retain(|listener| !Arc::ptr_eq(listener, &self.listener));
         if let Some((shared, taker)) = self.taken.take() {
             shared.lock().give_errors_back(taker);
         }

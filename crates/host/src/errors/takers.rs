@@ -96,8 +96,9 @@ impl Host {
     /// The taker has gone. Notices that it has not answered go to the ERR
     /// eventfd.
     pub fn give_errors_back(&mut self, id: TakerId) {
-        let takers = &mut self.errors.takers;
-        let gone: Vec<Address> = takers.of.extract_if(.., |_, taker| taker.id == id).map(|(a, _)| a).collect();
+        let of = &mut self.errors.takers.of;
+        let gone: Vec<Address> = of.iter().filter(|(_, taker)| taker.id == id).map(|(a, _)| *a).collect();
+        of.retain(|_, taker| taker.id != id);
         for address in gone {
             if self.errors.takers.owed.remove(&address) {
                 let told = self.vfio.signal_error(address);

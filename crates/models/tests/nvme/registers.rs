@@ -184,6 +184,25 @@ fn pages_that_appear_again_show_the_registers() {
     assert!(fixture.is_alive());
 }
 
+/// ERR-040: ones while nobody answers; afterwards registers that there are not
+/// read as zero (Linux takes CMBSZ for a controller memory buffer otherwise).
+#[test]
+fn ones_do_not_stay() {
+    const CMBSZ: u64 = 0x3c;
+    let mut fixture = ready();
+    let before = snapshot(&mut fixture);
+    let endpoint = fixture.driver.machine.endpoint.clone();
+    for _ in 0..2 {
+        endpoint.set_responding(false, 0);
+        assert_eq!(fixture.driver.machine.load(CMBSZ), u32::MAX);
+        endpoint.set_memory(false, 0);
+        endpoint.set_memory(true, 0);
+        endpoint.set_responding(true, 0);
+        assert_eq!(fixture.driver.machine.load(CMBSZ), 0);
+        assert_eq!(snapshot(&mut fixture), before);
+    }
+}
+
 fn snapshot(fixture: &mut Fixture) -> Vec<u32> {
     let registers: Vec<u32> = Register::ALL.iter().map(|register| fixture.driver.register(*register)).collect();
     let doorbells = (0..132).map(|i| fixture.driver.machine.load(0x1000 + 4 * i)).collect::<Vec<_>>();
