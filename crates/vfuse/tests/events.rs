@@ -84,22 +84,28 @@ fn events_are_shown_as_they_happen() {
     let scratch = Scratch::new("events");
     let socket = scratch.path("lab.sock");
     let lab = waiting(&["--control", &socket]);
-    let (mut all, out) = events(&["--control", &socket]);
-    let (mut few, few_out) = events(&["--control", &socket, "aer.rec", "aer.uevent"]);
+    let (mut all, mut out) = events(&["--control", &socket]);
+    let (mut few, mut few_out) = events(&["--control", &socket, "aer.rec", "aer.uevent"]);
     let mut listener = Listener::open(&socket, "GET /v1/events?names=aer.notice").unwrap();
     inject(&socket, NONFATAL);
     let notice = listener.wait("aer.notice");
     assert_eq!((notice["device"].as_str(), notice["by"].as_str()), (Some("0000:01:00.0"), Some("nobody")));
-    end(lab);
-    let names = |out: BufReader<ChildStdout>| -> Vec<String> {
-        let events = out.lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
-        events.map(|event| event["event"].as_str().unwrap().to_owned()).collect()
+    let names = |out: &mut BufReader<ChildStdout>| -> Vec<String> {
+        let mut names = Vec::new();
+        while names.last().is_none_or(|name| name != "aer.recovery") {
+            let mut line = String::new();
+            out.read_line(&mut line).unwrap();
+            let event: Value = serde_json::from_str(&line).unwrap();
+            names.push(event["event"].as_str().unwrap().to_owned());
+        }
+        names
     };
-    assert_eq!(names(few_out), ["aer.uevent", "aer.uevent", "aer.recovery"]);
-    let all_names = names(out);
+    assert_eq!(names(&mut few_out), ["aer.uevent", "aer.uevent", "aer.recovery"]);
+    let all_names = names(&mut out);
     for name in ["aer.injected", "aer.message", "aer.error", "aer.notice", "aer.call", "aer.recovery"] {
         assert!(all_names.iter().any(|n| n == name), "{name}: {all_names:?}");
     }
+    end(lab);
     assert!(all.wait().unwrap().success() && few.wait().unwrap().success());
 }
 

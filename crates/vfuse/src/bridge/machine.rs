@@ -92,7 +92,7 @@ impl Machine {
                  put both below {id}"
             );
         }
-        for other in self.others(monitor, &device.bus, together).await? {
+        if let Some(other) = self.others(monitor, &device.bus, together).await?.first() {
             bail!("the guest's port {id} has {other} too, which an error of {address} does not concern at the host");
         }
         Ok(id.to_owned())
