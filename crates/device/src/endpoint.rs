@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use iommu::Requester;
 use pci::FunctionSpec;
 
-use crate::{DeviceFile, Interrupts, Steppable, Turn, Wake, Window};
+use crate::{DeviceFile, Interrupts, PageRequests, Steppable, Turn, Wake, Window};
 
 /// Time since the lab started, in nanoseconds.
 pub type Nanos = u64;
@@ -31,6 +31,8 @@ pub struct Io<'a> {
     pub dma: &'a Requester,
     /// Its interrupts.
     pub interrupts: &'a Interrupts,
+    /// Its page requests.
+    pub page_requests: &'a PageRequests,
     /// The mapped pages of each BAR. `None` while no program has the device
     /// open or its memory is off.
     pub windows: [Option<&'a dyn Window>; 6],
@@ -80,6 +82,8 @@ pub struct Endpoint {
     pub requester: Arc<Requester>,
     /// Its interrupts.
     pub interrupts: Interrupts,
+    /// Its page requests.
+    pub page_requests: Arc<PageRequests>,
 }
 
 struct Model {
@@ -105,9 +109,11 @@ impl Endpoint {
         let spec = device.function();
         let model =
             Model { device, file: None, windows: Default::default(), memory: false, responds: true, ones: false };
+        let page_requests = PageRequests::new(spec.pasid.is_some());
         Arc::new(Endpoint {
             model: Mutex::new(model),
             spec,
+            page_requests,
             wake: OnceLock::new(),
             requester: Requester::new(),
             interrupts: Interrupts::default(),
@@ -116,6 +122,7 @@ impl Endpoint {
 
     /// Whom to tell of work; the first call counts.
     pub fn set_wake(&self, wake: Arc<dyn Wake>) {
+        self.page_requests.set_wake(Arc::clone(&wake));
         let _ = self.wake.set(wake);
     }
 
@@ -208,6 +215,7 @@ impl Endpoint {
     /// Resets the model.
     pub fn reset(&self, kind: ResetKind, now: Nanos) {
         let mut model = self.lock();
+        self.page_requests.reset();
         self.with(&mut model, now, |device, io| {
             device.reset(io, kind);
             device.publish(io);
@@ -262,6 +270,7 @@ impl Endpoint {
         let mut io = Io {
             dma: &self.requester,
             interrupts: &self.interrupts,
+            page_requests: &self.page_requests,
             windows: std::array::from_fn(|bar| windows[bar].as_deref()),
             now,
         };

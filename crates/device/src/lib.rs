@@ -3,8 +3,8 @@
 //!
 //! A model implements [`Device`]. The host keeps it in an [`Endpoint`], which
 //! gives it its way to memory ([`iommu::Requester`]), its interrupts
-//! ([`Interrupts`]) and the pages of its BARs that a program has mapped
-//! ([`Window`]). A virtio device without a PCI function is a [`VirtioDevice`]
+//! ([`Interrupts`]), its page requests ([`PageRequests`]) and the pages of its
+//! BARs that a program has mapped ([`Window`]). A virtio device without a PCI function is a [`VirtioDevice`]
 //! in a [`VirtioEndpoint`]. An executor gives endpoints their turns.
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ mod disk;
 mod endpoint;
 mod interrupts;
 mod network;
+pub mod page_requests;
 mod steppable;
 pub mod virtio;
 mod window;
@@ -22,6 +23,7 @@ pub use disk::{Disk, DiskError, DiskPart};
 pub use endpoint::{Device, Endpoint, Io, Nanos, ResetKind};
 pub use interrupts::{Event, Interrupts, Mode};
 pub use network::{FRAME_HEADER, Frames, MAX_FRAME, NetPort, Offloads};
+pub use page_requests::{Asked, PageRequests, PageTicket};
 pub use steppable::{Steppable, Turn, Wake};
 pub use virtio::{VirtioDevice, VirtioEndpoint};
 pub use window::{DeviceFile, DeviceFiles, NoDeviceFile, RegionLayout, Window};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use device::{Board, Disk, Driver, Endpoint, Slot};
 use models::{dsa, ioat, nvme};
-use pci::{Address, FabricBuilder, FabricError, FunctionSpec, Item, Place, PortType, Timing};
+use pci::{Address, Fabric, FabricBuilder, FabricError, FunctionSpec, Item, Place, PortType, Timing, cap};
 
 use crate::drivers;
 use crate::lab::{self, DeviceSpec, DiskSpec, Lab, LabError, Medium, Model, NvmeSpec, PortKind, PortSpec};
@@ -64,6 +64,7 @@ pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed),
         let ready = lab.devices.get(*n).map_or(0, |device| device.ready_time);
         board.fabric.set_timing(*address, Timing { link: 0, ready });
     }
+    placed.keys().for_each(|address| enable_page_requests(&mut board.fabric, *address));
     let ports: Vec<Address> = board.fabric.functions().map(|(address, _)| address).collect();
     for address in ports {
         let driver = match placed.get(&address).and_then(|n| lab.devices.get(*n)) {
@@ -74,6 +75,27 @@ pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed),
         board.slots.entry(address).or_default().driver = driver;
     }
     Ok((board, placed))
+}
+
+/// Entries of VT-d's queue for page requests, as Linux makes it.
+const PRQ_DEPTH: u32 = 2048;
+
+/// What VT-d's driver turns on when it finds a function with page requests:
+/// translation requests, PASIDs, and page requests, as many as both sides can
+/// have outstanding (FAULT-4.3).
+fn enable_page_requests(fabric: &mut Fabric, address: Address) {
+    let Some(function) = fabric.function_mut(address) else { return };
+    let Some(at) = function.extended_capability(cap::EXT_PRI) else { return };
+    if let Some(ats) = function.extended_capability(cap::EXT_ATS) {
+        function.write(ats + 6, 2, 0x8000);
+    }
+    if let Some(pasid) = function.extended_capability(cap::EXT_PASID) {
+        let offered = function.read(pasid + 4, 2) & 0x6;
+        function.write(pasid + 6, 2, 1 | offered);
+    }
+    let capacity = function.read(at + 8, 4);
+    function.write(at + 12, 4, capacity.min(PRQ_DEPTH));
+    function.write(at + 4, 2, 1);
 }
 
 /// The four ACS bits that isolation asks for (GRP-001): source validation,

@@ -72,6 +72,8 @@ impl Host {
         let options = iommufd::Options {
             selftest: lab.iommu.selftest,
             fault_cookies: lab.iommu.fault_cookies,
+            fault_transport: lab.iommu.fault_transport,
+            fault_timeout: lab.iommu.fault_timeout,
             allow_unsafe_interrupts: lab.vfio.allow_unsafe_interrupts,
             iommu: lab.iommu.offers(),
             ..iommufd::Options::default()
@@ -312,7 +314,7 @@ impl Host {
     /// [`Platform::now`].
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
-        [self.next_request(), self.next_error()].into_iter().flatten().min()
+        [self.next_request(), self.next_error(), self.iommufd.deadline()].into_iter().flatten().min()
     }
 
     /// Does what is due by now.
@@ -320,6 +322,7 @@ impl Host {
         self.ask_again();
         self.end_waits();
         self.attend_errors();
+        self.iommufd.elapse();
     }
 
     /// Pages of a program that are locked and pinned for devices (`VmLck`,

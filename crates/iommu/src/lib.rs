@@ -34,10 +34,9 @@
 //! - **PASIDs** beyond an attachment each ([`Requester::attach_pasid`]).
 //! - **Flags in a program's table** whose memory can only be copied: accessed and
 //!   dirty flags cannot be set there at once, and are left as they are.
-//! - **Page requests.** `State::look_up` is the one place that finds nothing
-//!   mapped, and [`FaultReason::is_recoverable`] says what could be asked for.
-//!   A device that can wait ends its session first: a page request must not be
-//!   waited for within one, as the answer may unmap.
+//! - **Asking for pages.** A fault ends an access; [`FaultReason::is_recoverable`]
+//!   says whether a device that has page requests ([`PageRequest`]) may ask. It
+//!   must not wait for the answer within a session, as the answer may unmap.
 #![forbid(unsafe_code)]
 
 mod arena;
@@ -50,6 +49,7 @@ mod marks;
 mod memories;
 mod memory;
 mod nested;
+mod page_request;
 mod port;
 mod ports;
 mod reach;
@@ -67,6 +67,7 @@ pub use gather::{Gather, Places};
 pub use mapping::{MapError, Mapping, Prot};
 pub use memory::{Memory, MemoryFault, PageId, Segment};
 pub use nested::{Nested, Stage1, Stage1Page, Tables};
+pub use page_request::{PAGE_GROUPS, PageRequest, PageRequestQueue, PageResponder, PageResponse, PageResponseCode};
 pub use requester::{Access, DmaFault, FaultReason, Requester};
 pub use session::{Session, Translation};
 pub use space::AddressSpace;

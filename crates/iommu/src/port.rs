@@ -222,10 +222,6 @@ impl State {
     }
 
     /// Translates `iova` and remembers the result, which is [`current`](Self::current) then.
-    ///
-    /// A device that can wait for a page (PRI) would be told of a recoverable
-    /// [`FaultReason`] from here. It ends its session before it asks for the
-    /// page: the answer may unmap, which waits for sessions.
     pub(crate) fn look_up(&mut self, iova: u64, access: Access) -> Result<(), FaultReason> {
         let domain = self.domain.as_ref().ok_or(FaultReason::Blocked)?;
         let hit = match &domain.stage1 {

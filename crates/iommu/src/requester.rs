@@ -47,11 +47,17 @@ pub enum FaultReason {
 }
 
 impl FaultReason {
-    /// Whether the program can make the access succeed by changing its own
-    /// table: what a page request would be about.
+    /// Whether the program can make the access succeed, by a mapping or in its
+    /// own table: what a page request is about.
     #[must_use]
     pub fn is_recoverable(self) -> bool {
-        matches!(self, FaultReason::Stage1NotPresent | FaultReason::Stage1Permission)
+        matches!(
+            self,
+            FaultReason::NotMapped
+                | FaultReason::Permission
+                | FaultReason::Stage1NotPresent
+                | FaultReason::Stage1Permission
+        )
     }
 }
 

@@ -82,7 +82,7 @@ fn each_flag_counts() {
     assert_eq!(guest.translate(iova + 3 * PAGE, Access::Read), Err(FaultReason::Stage1NotPresent));
     assert!(FaultReason::Stage1NotPresent.is_recoverable());
     assert!(FaultReason::Stage1Permission.is_recoverable());
-    assert!(!FaultReason::NotMapped.is_recoverable());
+    assert!(!FaultReason::Blocked.is_recoverable());
     // Rights of the tables above count, too.
     guest.set(3, iova >> 21 & 511, 4 * PAGE | P | U);
     guest.nested.invalidate(iova, iova + PAGE - 1);

@@ -15,6 +15,7 @@ impl Iommufd {
     /// `offset`: copies to the caller's buffer at `buf`; the bytes done.
     /// `EINVAL` on files without such a call.
     pub fn read(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+        self.collect();
         let Some(Open::Object(context, id)) = self.files.get(&file).copied() else { return Err(Errno::EINVAL) };
         let context = self.context_mut(context)?;
         match context.ids.kind(id) {
@@ -27,6 +28,7 @@ impl Iommufd {
     /// `write` on the file of a fault queue: answers; the bytes taken.
     /// `EINVAL` on files without such a call.
     pub fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<u64, Errno> {
+        self.collect();
         let Some(Open::Object(context, id)) = self.files.get(&file).copied() else { return Err(Errno::EINVAL) };
         match self.context_mut(context)?.ids.kind(id) {
             Some(Kind::Fault) => self.answer_faults((context, id), (offset, buf, len), caller),

@@ -39,8 +39,10 @@ use backing::{Budget, DmaBuf};
 use context::Context;
 pub use context::ContextId;
 pub use device::{Binding, DeviceProperties};
-pub use fault::{FaultCookies, PageRequest, PageResponder, PageResponse, PageResponseCode};
+use fault::Inbox;
+pub use fault::{FaultCookies, FaultTransport};
 pub use ids::{Kind, ObjectId};
+pub use iommu::{PageRequest, PageResponder, PageResponse, PageResponseCode};
 pub use vtd::LabIommu;
 
 /// What the lab's IOMMU can do, and what Linux takes as options.
@@ -50,6 +52,11 @@ pub struct Options {
     pub selftest: bool,
     /// How the answers to page requests are told apart.
     pub fault_cookies: FaultCookies,
+    /// What they can carry.
+    pub fault_transport: FaultTransport,
+    /// Nanoseconds after which a page request that nobody answers is answered
+    /// INVALID; never, as in Linux, with `None`.
+    pub fault_timeout: Option<u64>,
     /// `iommufd.allow_unsafe_interrupts`.
     pub allow_unsafe_interrupts: bool,
     /// The lab's IOMMU.
@@ -64,6 +71,8 @@ impl Default for Options {
         Options {
             selftest: false,
             fault_cookies: FaultCookies::default(),
+            fault_transport: FaultTransport::default(),
+            fault_timeout: None,
             allow_unsafe_interrupts: false,
             iommu: LabIommu::default(),
             memory_limit: 4 << 30,
@@ -102,6 +111,8 @@ pub struct Iommufd {
     mocks_made: u64,
     accounts: Accounts,
     budget: Budget,
+    /// Page requests on their way here.
+    inbox: Arc<Inbox>,
 }
 
 /// Pages are 4 KiB.
@@ -112,8 +123,10 @@ impl Iommufd {
     /// `accounts`, which it shares with VFIO.
     #[must_use]
     pub fn new(platform: Arc<dyn Platform>, options: Options, accounts: Accounts) -> Iommufd {
+        let inbox = Inbox::new(options.fault_timeout.is_some(), platform.waker());
         Iommufd {
             platform,
+            inbox,
             contexts: BTreeMap::new(),
             files: BTreeMap::new(),
             dma_bufs: BTreeMap::new(),
@@ -154,12 +167,14 @@ impl Iommufd {
 
     /// `ioctl`; `ENOTTY` on files that are no `/dev/iommu`.
     pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, call: &mut Call<'_>) -> Result<Reply, Errno> {
+        self.collect();
         let context = self.context(file).ok_or(Errno::ENOTTY)?;
         self.dispatch(context, request, arg, call)
     }
 
     /// The last descriptor and mapping of a file are gone.
     pub fn release(&mut self, file: FileId) {
+        self.collect();
         self.dma_bufs.remove(&file);
         match self.files.remove(&file) {
             Some(Open::Context(id)) => self.put_context(id),

@@ -391,6 +391,13 @@ impl Function {
         })
     }
 
+    /// The hardware's bits of the page request status register (FAULT-4.3).
+    pub fn set_page_request_status(&mut self, status: u16) {
+        if let Some(at) = self.extended_capability(cap::EXT_PRI) {
+            self.set(at + 6, 2, status.into());
+        }
+    }
+
     /// Registers that hardware fills and a reset empties.
     fn reset_answers(&mut self) {
         self.set_interrupt_status(false);

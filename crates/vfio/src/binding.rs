@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ::device::Board;
-use iommufd::{Binding, ContextId, DeviceProperties, Iommufd, ObjectId};
+use ::device::{Board, Endpoint};
+use iommufd::{Binding, ContextId, DeviceProperties, Iommufd, ObjectId, PageResponder};
 use pci::{Address, PortType, cap};
 use uapi::Errno;
 
@@ -151,6 +151,16 @@ fn binding(address: Address, group: u32, around: &Around<'_>) -> Result<Binding,
     })
 }
 
+fn responder(endpoint: &Arc<Endpoint>) -> Arc<dyn PageResponder> {
+    Arc::clone(&endpoint.page_requests) as _
+}
+
+/// Page requests that the host has allocated to the function (FAULT-4.3).
+fn page_requests(function: Option<&pci::Function>) -> u32 {
+    let allocation = |f: &pci::Function| Some(f.read(f.extended_capability(cap::EXT_PRI)? + 12, 4));
+    function.and_then(allocation).unwrap_or(0)
+}
+
 /// What the device and the lab's IOMMU can do together.
 fn properties(address: Address, board: &Board, options: &Options) -> DeviceProperties {
     let function = board.fabric.function(address);
@@ -170,6 +180,7 @@ fn properties(address: Address, board: &Board, options: &Options) -> DevicePrope
         ats: has(function, cap::EXT_ATS),
         vf_of_pri_pf: is_virtual && has(physical, cap::EXT_PRI),
         reserved: vec![(pci::MSI_WINDOW.start, pci::MSI_WINDOW.end)],
-        responder: None,
+        responder: board.endpoint(address).filter(|_| has(function, cap::EXT_PRI)).map(responder),
+        page_requests: page_requests(function),
     }
 }

@@ -15,7 +15,7 @@ pub use device::{DeviceSpec, DiskSpec, Medium, Model, NvmeSpec, PortKind, PortSp
 pub use error::{Behaviour, ErrorSpec, When};
 pub use section::Place;
 
-use iommufd::{FaultCookies, LabIommu};
+use iommufd::{FaultCookies, FaultTransport, LabIommu};
 use section::{Number, Section, Switch};
 
 /// A lab description that cannot be used: where, what, and what to do.
@@ -50,6 +50,11 @@ pub struct IommuSpec {
     pub pasid_bits: u8,
     /// How answers to page requests are told apart, `[fault] cookies`.
     pub fault_cookies: FaultCookies,
+    /// What they can carry, `[fault] transport` and `quarantine`.
+    pub fault_transport: FaultTransport,
+    /// Nanoseconds until a page request is answered for a program that does
+    /// not, `[fault] timeout_ms`; `None` for never.
+    pub fault_timeout: Option<u64>,
 }
 
 impl IommuSpec {
@@ -57,6 +62,32 @@ impl IommuSpec {
     pub(crate) fn offers(&self) -> LabIommu {
         let IommuSpec { address_width, dirty_tracking, pasid_bits, .. } = *self;
         LabIommu { address_width, dirty_tracking, pasid_bits }
+    }
+
+    /// `[fault]`
+    fn take_fault(&mut self, section: &mut Section) -> Result<(), LabError> {
+        let place = section.place_of("cookies");
+        self.fault_cookies = match section.take_or("cookies", String::from("monotonic"))?.as_str() {
+            "monotonic" => FaultCookies::Monotonic,
+            "lowest-free" => FaultCookies::LowestFree,
+            _ => return Err(LabError::new(&place, "`cookies` is monotonic or lowest-free")),
+        };
+        let place = section.place_of("transport");
+        let nine = match section.take_or("transport", String::from("cookie"))?.as_str() {
+            "cookie" => false,
+            "9bit" => true,
+            _ => return Err(LabError::new(&place, "`transport` is cookie or 9bit")),
+        };
+        let place = section.place_of("quarantine");
+        self.fault_transport = match (nine, section.take_or("quarantine", Switch(false))?.0) {
+            (false, false) => FaultTransport::Cookie,
+            (true, false) => FaultTransport::NineBit,
+            (true, true) => FaultTransport::Quarantine,
+            (false, true) => return Err(LabError::new(&place, "`quarantine` goes with `transport = \"9bit\"`")),
+        };
+        let Number(timeout) = section.take_or("timeout_ms", Number(0))?;
+        self.fault_timeout = (timeout > 0).then(|| timeout.saturating_mul(1_000_000));
+        Ok(())
     }
 }
 
@@ -114,6 +145,8 @@ impl Default for Lab {
                 pasid_bits: 20,
                 process_figures: false,
                 fault_cookies: FaultCookies::default(),
+                fault_transport: FaultTransport::default(),
+                fault_timeout: None,
             },
             vfio: vfio::Options::default(),
             container: ContainerServer::default(),
@@ -160,12 +193,7 @@ impl Lab {
                     section.finish()?;
                 }
                 "[fault]" => {
-                    let place = section.place_of("cookies");
-                    lab.iommu.fault_cookies = match section.take_or("cookies", String::from("monotonic"))?.as_str() {
-                        "monotonic" => FaultCookies::Monotonic,
-                        "lowest-free" => FaultCookies::LowestFree,
-                        _ => return Err(LabError::new(&place, "`cookies` is monotonic or lowest-free")),
-                    };
+                    lab.iommu.take_fault(&mut section)?;
                     section.finish()?;
                 }
                 "[vfio]" => {

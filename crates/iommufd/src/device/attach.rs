@@ -36,6 +36,7 @@ impl Context {
         });
         attached.devices.insert(device);
         self.ids.get(hwpt);
+        self.reroute(device, pasid);
         Ok(())
     }
 
@@ -53,6 +54,7 @@ impl Context {
             // Blocking cannot fail.
             let _ = group.driver.attach(pasid, None);
             group.attached.remove(&pasid);
+            self.reroute(device, pasid);
             self.left_hwpt(device, hwpt, handle);
         }
         self.unreserve_regions(device, pasid, hwpt);

@@ -22,6 +22,7 @@ impl Iommufd {
     /// HWPT; the HWPT that it is attached to (IOMMUFD-8.10 to 8.15). `ENOENT`,
     /// `EBUSY` if it is attached, `EINVAL`, `EADDRINUSE`, `EFAULT`, `ENOMEM`.
     pub fn attach(&mut self, context: ContextId, device: ObjectId, pasid: u32, pt_id: u32) -> Result<u32, Errno> {
+        self.collect();
         let context = self.context_mut(context)?;
         let hwpt = context.change(device, pasid, ObjectId(pt_id), Change::Attach)?;
         context.ids.get(device);
@@ -33,6 +34,7 @@ impl Iommufd {
     /// nothing (IOMMUFD-8.16, 8.17). As [`attach`](Self::attach), `EINVAL` if it
     /// is not attached.
     pub fn replace(&mut self, context: ContextId, device: ObjectId, pasid: u32, pt_id: u32) -> Result<u32, Errno> {
+        self.collect();
         let context = self.context_mut(context)?;
         let hwpt = context.change(device, pasid, ObjectId(pt_id), Change::Replace)?;
         tracing::debug!(target: "vfuse::iommufd", device = device.0, pasid, hwpt = hwpt.0, "replace");
@@ -41,6 +43,7 @@ impl Iommufd {
 
     /// Detaches a PASID of a device, if it is attached (IOMMUFD-8.18).
     pub fn detach(&mut self, context: ContextId, device: ObjectId, pasid: u32) {
+        self.collect();
         if let Ok(context) = self.context_mut(context) {
             context.detach(device, pasid);
         }
@@ -134,6 +137,7 @@ impl Context {
         if let Some(attached) = group.attached.get_mut(&pasid) {
             (attached.hwpt, attached.handle, attached.by) = (hwpt, handle, device);
         }
+        self.reroute(device, pasid);
         self.left_hwpt(device, old.hwpt, old.handle);
         for _ in &old.devices {
             self.ids.get(hwpt);

@@ -9,13 +9,13 @@ mod hw_info;
 
 use std::sync::Arc;
 
-use iommu::Requester;
+use iommu::{PageRequest, PageResponder, Requester};
 use uapi::Errno;
 
 use crate::Iommufd;
 use crate::context::{Context, ContextId};
 use crate::driver::Driver;
-use crate::fault::{PageRequest, PageResponder};
+use crate::fault::{Connection, Port};
 use crate::ids::{Kind, ObjectId};
 use crate::vtd::{LabIommu, Vtd};
 
@@ -58,6 +58,8 @@ pub struct DeviceProperties {
     pub reserved: Vec<(u64, u64)>,
     /// Where answers to its page requests go; nowhere with `None`.
     pub responder: Option<Arc<dyn PageResponder>>,
+    /// Page requests that it may have outstanding; 0 if nobody knows.
+    pub page_requests: u32,
 }
 
 impl Default for DeviceProperties {
@@ -74,9 +76,13 @@ impl Default for DeviceProperties {
             vf_of_pri_pf: false,
             reserved: Vec::new(),
             responder: None,
+            page_requests: 0,
         }
     }
 }
+
+/// Entries of VT-d's queue for page requests, as Linux makes it.
+const PRQ_DEPTH: u32 = 2048;
 
 /// A bound device.
 #[derive(Debug)]
@@ -87,8 +93,12 @@ pub(crate) struct Device {
     pub(crate) vdevice: Option<ObjectId>,
     /// Requests of groups that are not complete.
     pub(crate) partials: Vec<PageRequest>,
-    /// Requests of complete groups that are not answered.
+    /// Requests of complete groups that the device waits for.
     pub(crate) outstanding: u32,
+    /// And those that it has forgotten in a reset.
+    pub(crate) unanswered: u32,
+    /// Its way to send them.
+    pub(crate) port: Option<Arc<Port>>,
     /// Whether it holds its context, which a mock device does not.
     holds_context: bool,
 }
@@ -124,19 +134,49 @@ impl Iommufd {
         if self.contexts.iter().any(|(id, other)| *id != context && other.groups.contains_key(&group)) {
             return Err(Errno::EPERM);
         }
+        let inbox = Arc::clone(&self.inbox);
+        let number = context;
         let context = self.context_mut(context)?;
         let id = context.ids.add(Kind::Device)?;
         // The driver that binds it is a user until it unbinds.
         context.ids.get(id);
         context.groups.entry(group).or_insert_with(|| Group::new(driver)).bound += 1;
-        let device = Device { group, properties, vdevice: None, partials: Vec::new(), outstanding: 0, holds_context };
+        let limit = if properties.page_requests == 0 { PRQ_DEPTH } else { properties.page_requests };
+        let connect = |responder: &Arc<dyn PageResponder>| {
+            let port = Port::new(&inbox, number, id, limit);
+            responder.connect(Some(Arc::new(Connection(Arc::clone(&port)))));
+            port
+        };
+        let port = properties.responder.as_ref().map(connect);
+        let device = Device {
+            group,
+            properties,
+            vdevice: None,
+            partials: Vec::new(),
+            outstanding: 0,
+            unanswered: 0,
+            port,
+            holds_context,
+        };
         context.devices.insert(id, device);
+        // Its group may be attached already.
+        let attached = context.device_group(id).map(|(_, group)| group.attached.keys().copied().collect());
+        let attached: Vec<u32> = attached.unwrap_or_default();
+        attached.into_iter().for_each(|pasid| context.reroute(id, pasid));
         Ok(id)
     }
 
     /// Undoes [`bind`](Self::bind). What is still attached is detached; a
     /// vDEVICE goes by force and leaves its id behind (IOMMUFD-2.8).
     pub fn unbind(&mut self, context: ContextId, device: ObjectId) {
+        self.collect();
+        if let Some(device) = self.contexts.get(&context).and_then(|context| context.devices.get(&device))
+            && let Some(responder) = &device.properties.responder
+        {
+            responder.connect(None);
+        }
+        // What came in between.
+        self.collect();
         let gone = self.context_mut(context).ok().and_then(|at| at.remove_device(device));
         if gone.is_some_and(|gone| gone.holds_context) {
             self.put_context(context);

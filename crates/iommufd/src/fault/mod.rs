@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Page requests: from a device to the fault queue of its domain, and the
 //! answer back (iommu-faults.md, sections 1 to 3).
+//!
+//! `inbox` is the IOMMU's own queue, which devices fill at any time; `report`
+//! takes requests from there to a fault queue (`queue`), where they wait to be
+//! read and, under the names that `names` gives them, to be answered.
 
+mod inbox;
+mod names;
 mod queue;
 mod report;
 
-use std::fmt::Debug;
-
+pub(crate) use inbox::{Connection, Inbox, Port};
 pub(crate) use queue::FaultQueue;
 
 /// How answers are told apart.
@@ -20,47 +25,18 @@ pub enum FaultCookies {
     LowestFree,
 }
 
-/// A page request, as the IOMMU reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageRequest {
-    /// PASID, if the request has one.
-    pub pasid: Option<u32>,
-    /// Page request group index.
-    pub group: u32,
-    /// The group is complete.
-    pub last: bool,
-    /// The answer must tell the PASID.
-    pub needs_pasid: bool,
-    /// READ 1, WRITE 2, EXEC 4, PRIV 8.
-    pub perm: u32,
-    /// Address that is asked for.
-    pub addr: u64,
-}
-
-/// What becomes of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PageResponseCode {
-    /// The page is there; try again.
-    Success,
-    /// Not this one.
-    Invalid,
-    /// No more requests: they are turned off.
-    Failure,
-}
-
-/// The answer to a group of requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageResponse {
-    /// PASID of the group's last request.
-    pub pasid: Option<u32>,
-    /// Page request group index.
-    pub group: u32,
-    /// What becomes of it.
-    pub code: PageResponseCode,
-}
-
-/// Where answers to page requests go.
-pub trait PageResponder: Send + Sync + Debug {
-    /// Tells the device.
-    fn respond(&self, response: PageResponse);
+/// What an answer can carry, an extension: as if the queue were that of an
+/// emulated IOMMU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FaultTransport {
+    /// A cookie of 32 bits.
+    #[default]
+    Cookie,
+    /// The function's group index in bits 8:0, and where the answer must tell
+    /// the PASID bit 9 and the PASID in bits 31:12. An answer goes to the
+    /// oldest group of that name.
+    NineBit,
+    /// An index of the queue's own, 0 to 511. One that a program may still
+    /// answer although its request is over is not given again (FAULT-5.10).
+    Quarantine,
 }

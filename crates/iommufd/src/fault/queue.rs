@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use caller::{Caller, FileId, Readiness};
+use iommu::{PageRequest, PageResponder, PageResponse, PageResponseCode};
 use uapi::Errno;
 use uapi::iommufd::FaultQueueAlloc;
 use uapi::iommufd_events::{
@@ -15,7 +16,9 @@ use uapi::iommufd_events::{
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::dispatch::Request;
-use crate::fault::{FaultCookies, PageRequest, PageResponder, PageResponse, PageResponseCode};
+use crate::fault::inbox::Bell;
+use crate::fault::names::{Meant, Name, Names};
+use crate::fault::{FaultCookies, FaultTransport};
 use crate::ids::{Kind, ObjectId};
 use crate::{Call, Iommufd, Open};
 
@@ -37,98 +40,132 @@ pub(crate) struct FaultGroup {
     /// Oldest first, the last one last. Not empty.
     pub(crate) requests: Vec<PageRequest>,
     pub(crate) responder: Option<Arc<dyn PageResponder>>,
+    /// Where it stands among the queue's deadlines.
+    pub(crate) arrival: u64,
+}
+
+/// A device has its answer to so many requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answered {
+    pub(crate) device: ObjectId,
+    pub(crate) requests: u32,
 }
 
 impl FaultGroup {
-    /// Answers the device. Returns who it was.
-    pub(crate) fn respond(self, code: PageResponseCode) -> ObjectId {
+    /// Answers the device.
+    pub(crate) fn respond(self, code: PageResponseCode) -> Answered {
         if let (Some(responder), Some(last)) = (self.responder, self.requests.last()) {
             tracing::debug!(target: "vfuse::iommufd", device = self.from.0, group = last.group, ?code, "page response");
-            responder.respond(PageResponse { pasid: last.pasid, group: last.group, code });
+            responder.respond(PageResponse::to(last, code));
         }
-        self.from
+        Answered { device: self.from, requests: self.requests.len() as u32 }
     }
 }
 
 /// A fault queue.
 #[derive(Debug)]
 pub(crate) struct FaultQueue {
-    readiness: Option<Arc<dyn Readiness>>,
+    bell: Arc<Bell>,
     /// Not read, in order of arrival.
     deliver: VecDeque<FaultGroup>,
-    /// Read and not answered, by cookie.
-    waiting: BTreeMap<u32, FaultGroup>,
-    cookies: FaultCookies,
-    last_cookie: u32,
+    /// Read and not answered.
+    names: Names,
+    /// When groups are answered if nobody else does it, by arrival.
+    deadlines: BTreeMap<u64, u64>,
+    arrivals: u64,
 }
 
 impl FaultQueue {
-    pub(crate) fn new(cookies: FaultCookies) -> FaultQueue {
-        FaultQueue { readiness: None, deliver: VecDeque::new(), waiting: BTreeMap::new(), cookies, last_cookie: 0 }
+    pub(crate) fn new(cookies: FaultCookies, transport: FaultTransport) -> FaultQueue {
+        FaultQueue {
+            bell: Arc::default(),
+            deliver: VecDeque::new(),
+            names: Names::new(cookies, transport),
+            deadlines: BTreeMap::new(),
+            arrivals: 0,
+        }
     }
 
-    /// A group has come.
-    pub(crate) fn push(&mut self, group: FaultGroup) {
+    /// What devices whose requests come here ring.
+    pub(crate) fn bell(&self) -> &Arc<Bell> {
+        &self.bell
+    }
+
+    /// A group has come. What was answered at once.
+    pub(crate) fn push(&mut self, mut group: FaultGroup, deadline: Option<u64>) -> Vec<Answered> {
+        self.arrivals += 1;
+        group.arrival = self.arrivals;
+        if let Some(deadline) = deadline {
+            self.deadlines.insert(group.arrival, deadline);
+        }
         self.deliver.push_back(group);
-        self.show();
+        self.settle(Vec::new())
     }
 
     /// What `poll` tells.
-    fn show(&self) {
-        if let Some(readiness) = &self.readiness {
-            readiness.set_readable(!self.deliver.is_empty());
-        }
+    pub(crate) fn show(&self) {
+        self.bell.show(!self.deliver.is_empty() && self.names.has_room());
     }
 
-    /// Answers the groups of an attachment, of which there are no more, INVALID
-    /// (FAULT-3.1). The devices that had asked.
-    pub(crate) fn drop_handle(&mut self, handle: u64) -> Vec<ObjectId> {
-        let mut gone = Vec::new();
-        let mut keep = VecDeque::new();
-        for group in self.deliver.drain(..) {
-            if group.handle == handle { gone.push(group) } else { keep.push_back(group) }
+    /// Answers groups INVALID, and with them those that can never be read
+    /// (FAULT-5.10); who has been answered.
+    fn settle(&mut self, mut gone: Vec<FaultGroup>) -> Vec<Answered> {
+        if self.names.is_shut() {
+            gone.extend(self.deliver.drain(..));
         }
-        self.deliver = keep;
-        let read: Vec<u32> =
-            self.waiting.iter().filter(|(_, group)| group.handle == handle).map(|(cookie, _)| *cookie).collect();
-        gone.extend(read.iter().filter_map(|cookie| self.waiting.remove(cookie)));
         self.show();
+        for group in &gone {
+            self.deadlines.remove(&group.arrival);
+        }
         gone.into_iter().map(|group| group.respond(PageResponseCode::Invalid)).collect()
     }
 
-    /// The queue is no more.
-    pub(crate) fn drop_all(&mut self) -> Vec<ObjectId> {
-        let unread = self.deliver.drain(..);
-        let read = std::mem::take(&mut self.waiting).into_values();
-        unread.chain(read).map(|group| group.respond(PageResponseCode::Invalid)).collect()
+    /// Takes groups out, read or not, oldest first of each.
+    fn take_where(&mut self, over: impl Fn(&FaultGroup) -> bool) -> Vec<FaultGroup> {
+        let (mut gone, keep): (Vec<_>, VecDeque<_>) = {
+            let mut gone = Vec::new();
+            let mut keep = VecDeque::new();
+            for group in self.deliver.drain(..) {
+                if over(&group) { gone.push(group) } else { keep.push_back(group) }
+            }
+            (gone, keep)
+        };
+        self.deliver = keep;
+        gone.extend(self.names.take_where(over));
+        gone
     }
 
-    /// A number that no unanswered group has.
-    fn cookie(&mut self) -> Option<u32> {
-        match self.cookies {
-            FaultCookies::Monotonic => {
-                let start = self.last_cookie;
-                loop {
-                    self.last_cookie = self.last_cookie.checked_add(1).unwrap_or(1);
-                    if !self.waiting.contains_key(&self.last_cookie) {
-                        return Some(self.last_cookie);
-                    }
-                    if self.last_cookie == start {
-                        return None;
-                    }
-                }
-            }
-            FaultCookies::LowestFree => {
-                let mut free = 1;
-                for cookie in self.waiting.keys() {
-                    if *cookie != free {
-                        break;
-                    }
-                    free = free.checked_add(1)?;
-                }
-                Some(free)
-            }
-        }
+    /// Answers the groups of an attachment, of which there are no more, INVALID
+    /// (FAULT-3.1). Who has been answered.
+    pub(crate) fn drop_handle(&mut self, handle: u64) -> Vec<Answered> {
+        let gone = self.take_where(|group| group.handle == handle);
+        self.settle(gone)
+    }
+
+    /// The queue is no more.
+    pub(crate) fn drop_all(&mut self) -> Vec<Answered> {
+        let gone = self.take_where(|_| true);
+        self.settle(gone)
+    }
+
+    /// When the oldest group is over.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        self.deadlines.first_key_value().map(|(_, deadline)| *deadline)
+    }
+
+    /// Answers what has waited too long.
+    pub(crate) fn expire(&mut self, now: u64) -> Vec<Answered> {
+        let over: Vec<u64> = self.deadlines.iter().take_while(|(_, at)| **at <= now).map(|(n, _)| *n).collect();
+        let Some(last) = over.last().copied() else { return Vec::new() };
+        tracing::debug!(target: "vfuse::iommufd", groups = over.len(), "page requests have waited too long");
+        let gone = self.take_where(|group| group.arrival <= last);
+        self.settle(gone)
+    }
+
+    /// A device was reset.
+    pub(crate) fn device_reset(&mut self, device: ObjectId) {
+        self.names.reset(device);
+        self.show();
     }
 
     /// `read`: whole groups, as many as fit (FAULT-1.4).
@@ -148,13 +185,13 @@ impl FaultQueue {
             if *done >= len || bytes > len - *done {
                 return if *done == 0 { Err(Errno::EINVAL) } else { Ok(()) };
             }
-            let cookie = self.cookie().ok_or(Errno::EBUSY)?;
-            let Some(group) = self.deliver.front() else { return Ok(()) };
+            // Without a name for it the queue is as good as empty.
+            let Some(name) = self.names.propose(group) else { return Ok(()) };
             let records: Vec<PageFault> =
-                group.requests.iter().map(|request| record(request, group.by, cookie)).collect();
+                group.requests.iter().map(|request| record(request, group.by, name)).collect();
             caller.write(buf.checked_add(*done).ok_or(Errno::EFAULT)?, records.as_bytes())?;
             if let Some(group) = self.deliver.pop_front() {
-                self.waiting.insert(cookie, group);
+                self.names.insert(name, group);
             }
             *done += bytes;
         }
@@ -169,7 +206,7 @@ impl FaultQueue {
         buf: u64,
         len: u64,
         caller: &dyn Caller,
-        answered: &mut Vec<ObjectId>,
+        answered: &mut Vec<Answered>,
     ) -> Result<u64, Errno> {
         if offset != 0 || !len.is_multiple_of(ANSWER) {
             return Err(Errno::ESPIPE);
@@ -177,7 +214,7 @@ impl FaultQueue {
         let mut done = 0;
         while done < len {
             match self.answer(buf.checked_add(done).ok_or(Errno::EFAULT), caller) {
-                Ok(device) => answered.push(device),
+                Ok(who) => answered.extend(who),
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
             }
@@ -186,7 +223,7 @@ impl FaultQueue {
         Ok(done)
     }
 
-    fn answer(&mut self, at: Result<u64, Errno>, caller: &dyn Caller) -> Result<ObjectId, Errno> {
+    fn answer(&mut self, at: Result<u64, Errno>, caller: &dyn Caller) -> Result<Option<Answered>, Errno> {
         let mut answer = PageAnswer::new_zeroed();
         caller.read(at?, answer.as_mut_bytes())?;
         let code = match answer.code {
@@ -194,12 +231,22 @@ impl FaultQueue {
             ANSWER_INVALID => PageResponseCode::Invalid,
             _ => return Err(Errno::EINVAL),
         };
-        let group = self.waiting.remove(&answer.cookie).ok_or(Errno::EINVAL)?;
-        Ok(group.respond(code))
+        let before = self.names.has_room();
+        let meant = self.names.answer(answer.cookie, code == PageResponseCode::Success)?;
+        if !before && !self.deliver.is_empty() {
+            self.show();
+        }
+        match meant {
+            Meant::Group(group) => {
+                self.deadlines.remove(&group.arrival);
+                Ok(Some(group.respond(code)))
+            }
+            Meant::Nothing => Ok(None),
+        }
     }
 }
 
-fn record(request: &PageRequest, by: ObjectId, cookie: u32) -> PageFault {
+fn record(request: &PageRequest, by: ObjectId, name: Name) -> PageFault {
     let mut flags = 0;
     if request.pasid.is_some() {
         flags |= FAULT_PASID_VALID;
@@ -214,12 +261,12 @@ fn record(request: &PageRequest, by: ObjectId, cookie: u32) -> PageFault {
         flags,
         dev_id: by.0,
         pasid: request.pasid.unwrap_or(0),
-        grpid: request.group,
+        grpid: name.index,
         perm: request.perm,
         reserved: 0,
         addr: request.addr,
         length: 0,
-        cookie,
+        cookie: name.cookie,
     }
 }
 
@@ -234,7 +281,7 @@ impl Iommufd {
         if cmd.flags != 0 {
             return Err(Errno::EOPNOTSUPP);
         }
-        let mut queue = FaultQueue::new(self.options.fault_cookies);
+        let queue = FaultQueue::new(self.options.fault_cookies, self.options.fault_transport);
         let context = self.context_mut(request.context)?;
         let id = context.ids.add(Kind::Fault)?;
         let made = self.add_queue_file(
@@ -243,7 +290,7 @@ impl Iommufd {
             call,
             |caller, file| caller.new_queue(file),
             |fd, readiness, caller| {
-                queue.readiness = Some(readiness);
+                queue.bell().set_readiness(readiness);
                 (cmd.out_fault_id, cmd.out_fault_fd) = (id.0, fd.cast_unsigned());
                 request.argument.respond(caller, cmd)
             },

@@ -2,19 +2,23 @@
 //! Which queue a page request goes to, and what happens to it when an
 //! attachment goes (FAULT-2.1 to 2.9, 3.1, 3.2).
 
+use std::sync::Arc;
+
+use iommu::{PageRequest, PageResponse, PageResponseCode};
 use uapi::Errno;
 
 use crate::Iommufd;
 use crate::context::{Context, ContextId};
 use crate::device::Attached;
-use crate::fault::queue::FaultGroup;
-use crate::fault::{PageRequest, PageResponse, PageResponseCode};
+use crate::fault::inbox::What;
+use crate::fault::queue::{Answered, FaultGroup};
 use crate::hwpt::{Form, Hwpt};
 use crate::ids::ObjectId;
 
-/// Requests of incomplete groups that are kept for a device; Linux has no limit.
+/// Requests of incomplete groups that are kept for a device of which nobody has
+/// said how many it may have outstanding; Linux has no limit.
 const PARTIALS: usize = 4096;
-/// Unanswered groups that are kept for a device; Linux has no limit.
+/// Unanswered requests that are kept for such a device.
 const OUTSTANDING: u32 = 1 << 16;
 
 impl Iommufd {
@@ -23,7 +27,65 @@ impl Iommufd {
     ///
     /// Stop markers must not come here (FAULT-2.8).
     pub fn report(&mut self, context: ContextId, device: ObjectId, request: PageRequest) -> Result<(), Errno> {
-        self.context_mut(context)?.report(device, request)
+        let deadline = self.request_deadline();
+        self.context_mut(context)?.report(device, request, deadline)
+    }
+
+    /// Takes in what devices have sent. Done before anything else, so that
+    /// requests and what happens to attachments keep their order.
+    pub(crate) fn collect(&mut self) {
+        let mut entries = self.inbox.take();
+        if entries.is_empty() {
+            return;
+        }
+        let deadline = self.request_deadline();
+        while let Some(entry) = entries.pop_front() {
+            let (context, device) = (entry.port.context, entry.port.device);
+            let mut delivered = false;
+            // One that was unbound meanwhile had its answers then.
+            if let Ok(context) = self.context_mut(context) {
+                match entry.what {
+                    What::Request(request) => delivered = context.take_request(device, request, deadline),
+                    What::Reset => context.device_reset(device),
+                }
+            }
+            if let Some(bell) = entry.done().filter(|_| !delivered) {
+                // Rung in vain: its attachment went in between.
+                let mut queues = self.contexts.values().flat_map(|context| context.faults.values());
+                if let Some(queue) = queues.find(|queue| Arc::ptr_eq(queue.bell(), &bell)) {
+                    queue.show();
+                }
+            }
+        }
+        if self.inbox.take_overflow() {
+            tracing::debug!(target: "vfuse::iommufd", "page requests were lost: the queue was full");
+            self.contexts.values_mut().for_each(Context::discard_partials);
+        }
+    }
+
+    /// When [`elapse`](Self::elapse) must be called next.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        self.options.fault_timeout?;
+        let queues = self.contexts.values().flat_map(|context| context.faults.values());
+        queues.filter_map(crate::fault::FaultQueue::deadline).min()
+    }
+
+    /// Takes in what devices have sent, and answers what has waited too long.
+    pub fn elapse(&mut self) {
+        self.collect();
+        if self.options.fault_timeout.is_none() {
+            return;
+        }
+        let now = self.platform.now();
+        for context in self.contexts.values_mut() {
+            let answered: Vec<Answered> = context.faults.values_mut().flat_map(|queue| queue.expire(now)).collect();
+            context.answered(&answered);
+        }
+    }
+
+    pub(crate) fn request_deadline(&self) -> Option<u64> {
+        self.options.fault_timeout.map(|timeout| self.platform.now().saturating_add(timeout))
     }
 
     /// The IOMMU has lost requests of a device: those of groups that are not
@@ -37,19 +99,70 @@ impl Iommufd {
     }
 }
 
+/// What VT-d's driver refuses (FAULT-4.7): addresses that are none, privileged
+/// requests, and execute with read.
+fn is_wrong(request: &PageRequest) -> bool {
+    let bits = request.addr.cast_signed() >> 47;
+    let access = request.perm & (PageRequest::READ | PageRequest::WRITE) != 0;
+    let privileged = request.perm & PageRequest::PRIV != 0 && access;
+    let both = PageRequest::EXEC | PageRequest::READ;
+    !(bits == 0 || bits == -1) || privileged || request.perm & both == both
+}
+
 impl Context {
-    pub(crate) fn report(&mut self, device: ObjectId, request: PageRequest) -> Result<(), Errno> {
+    /// A request as it comes from a device: what VT-d's driver does with it.
+    /// Whether somebody has it; else it has been answered if it must be.
+    fn take_request(&mut self, device: ObjectId, request: PageRequest, deadline: Option<u64>) -> bool {
+        let Some(from) = self.devices.get(&device) else { return false };
+        if is_wrong(&request) {
+            if let Some(responder) = &from.properties.responder {
+                responder.respond(PageResponse::to(&request, PageResponseCode::Invalid));
+            }
+            return false;
+        }
+        !request.is_stop_marker() && self.report(device, request, deadline).is_ok()
+    }
+
+    /// A device was reset. What it had sent stays answerable, as in Linux, where
+    /// only the groups that were not complete go; the device knows of none.
+    fn device_reset(&mut self, device: ObjectId) {
+        if let Some(device) = self.devices.get_mut(&device) {
+            device.partials.clear();
+            device.outstanding = 0;
+        }
+        self.faults.values_mut().for_each(|queue| queue.device_reset(device));
+    }
+
+    fn discard_partials(&mut self) {
+        self.devices.values_mut().for_each(|device| device.partials.clear());
+    }
+
+    pub(crate) fn report(
+        &mut self,
+        device: ObjectId,
+        request: PageRequest,
+        deadline: Option<u64>,
+    ) -> Result<(), Errno> {
         let taker = self.taker(device, request.pasid);
         tracing::debug!(target: "vfuse::iommufd", device = device.0, ?request, taken = taker.is_some(), "page request");
         let from = self.devices.get_mut(&device).ok_or(Errno::ENODEV)?;
         let responder = from.properties.responder.clone();
         let Some((queue, handle, by)) = taker else {
             if let Some(responder) = responder {
-                let code = PageResponseCode::Invalid;
-                responder.respond(PageResponse { pasid: request.pasid, group: request.group, code });
+                responder.respond(PageResponse::to(&request, PageResponseCode::Invalid));
             }
             return Err(Errno::EINVAL);
         };
+        let limit = from.properties.page_requests;
+        if limit > 0 && from.partials.len() as u32 + from.outstanding >= limit {
+            // The device has more out than it may: as if the IOMMU's queue were
+            // full (FAULT-4.4).
+            from.partials.clear();
+            if let Some(responder) = responder.filter(|_| request.last) {
+                responder.respond(PageResponse::to(&request, PageResponseCode::Success));
+            }
+            return Err(Errno::ENOMEM);
+        }
         if !request.last {
             if from.partials.len() >= PARTIALS {
                 return Err(Errno::ENOMEM);
@@ -61,15 +174,33 @@ impl Context {
         let mut requests: Vec<PageRequest> =
             from.partials.extract_if(.., |partial| partial.group == request.group).collect();
         requests.push(request);
-        let group = FaultGroup { handle, by, from: device, requests, responder };
+        let count = requests.len() as u32;
+        let group = FaultGroup { handle, by, from: device, requests, responder, arrival: 0 };
         match self.faults.get_mut(&queue) {
-            Some(queue) if from.outstanding < OUTSTANDING => {
-                from.outstanding += 1;
-                queue.push(group);
+            Some(queue) if from.unanswered < OUTSTANDING => {
+                from.outstanding += count;
+                from.unanswered += count;
+                let answered = queue.push(group, deadline);
+                self.answered(&answered);
             }
             _ => drop(group.respond(PageResponseCode::Failure)),
         }
         Ok(())
+    }
+
+    /// Requests of a PASID of a group go elsewhere: their devices are to ring
+    /// the bell there.
+    pub(crate) fn reroute(&self, device: ObjectId, pasid: u32) {
+        let Ok((this, group)) = self.device_group(device) else { return };
+        let hwpt = group.attached.get(&pasid).and_then(|attached| self.hwpts.get(&attached.hwpt));
+        let bell = hwpt.and_then(|hwpt| self.faults.get(&hwpt.fault?)).map(|queue| queue.bell());
+        let nested = hwpt.is_some_and(|hwpt| matches!(hwpt.form, Form::Nested { .. }));
+        let number = this.group;
+        for port in
+            self.devices.values().filter(|device| device.group == number).filter_map(|device| device.port.as_ref())
+        {
+            port.set_route(pasid, bell.cloned(), nested);
+        }
     }
 
     /// The queue that requests of a PASID go to, and the attachment that they
@@ -105,11 +236,12 @@ impl Context {
         }
     }
 
-    /// So many groups of devices have their answers.
-    pub(crate) fn answered(&mut self, devices: &[ObjectId]) {
-        for device in devices {
+    /// Devices have their answers.
+    pub(crate) fn answered(&mut self, answered: &[Answered]) {
+        for Answered { device, requests } in answered {
             if let Some(device) = self.devices.get_mut(device) {
-                device.outstanding = device.outstanding.saturating_sub(1);
+                device.outstanding = device.outstanding.saturating_sub(*requests);
+                device.unanswered = device.unanswered.saturating_sub(*requests);
             }
         }
     }

@@ -10,10 +10,10 @@ use zerocopy::IntoBytes;
 use crate::context::Context;
 use crate::device::DeviceProperties;
 use crate::dispatch::Request;
-use crate::fault::PageRequest;
 use crate::ids::{Kind, ObjectId};
 use crate::selftest::mock::Mock;
 use crate::{Call, Iommufd};
+use iommu::PageRequest;
 
 /// A mock device, which lives as long as its object.
 #[derive(Debug)]
@@ -134,6 +134,7 @@ impl Iommufd {
 
     /// One page request, which is complete. What becomes of it is not told.
     pub(super) fn test_trigger_iopf(&mut self, request: &Request, cmd: &TestCmd) -> Result<(), Errno> {
+        let deadline = self.request_deadline();
         let context = self.context_mut(request.context)?;
         let device = context.ids.expect(cmd.u32_at(16), Kind::Device)?;
         context.mock(device)?;
@@ -145,8 +146,9 @@ impl Iommufd {
             needs_pasid: false,
             perm: cmd.u32_at(28),
             addr: cmd.u64_at(32),
+            private_data: None,
         };
-        let _ = context.report(device, request);
+        let _ = context.report(device, request, deadline);
         Ok(())
     }
 

@@ -70,7 +70,15 @@ impl Faulting {
 
 /// The last request of a group.
 pub(crate) fn last(group: u32) -> PageRequest {
-    PageRequest { pasid: None, group, last: true, needs_pasid: false, perm: 1, addr: PAGE * u64::from(group) }
+    PageRequest {
+        pasid: None,
+        group,
+        last: true,
+        needs_pasid: false,
+        perm: 1,
+        addr: PAGE * u64::from(group),
+        private_data: None,
+    }
 }
 
 pub(crate) fn part(group: u32) -> PageRequest {
@@ -118,7 +126,7 @@ fn a_group_is_read_whole() {
     assert_eq!(on.told(), [(3, Invalid)], "the one with a PASID that nobody has");
     assert_eq!(on.answer(&[(one.cookie, 0)]), Ok(8));
     let answer = on.answers.take();
-    assert_eq!(answer, [PageResponse { pasid: None, group: 3, code: Success }], "1.5: one for all");
+    assert_eq!(answer, [PageResponse { pasid: None, group: 3, code: Success, private_data: None }], "1.5: one for all");
 }
 
 /// FAULT-1.4
@@ -199,7 +207,7 @@ fn the_way_of_a_request() {
     on.lab.attach(on.device, 10, plain).unwrap();
     assert_eq!(on.report(with_pasid(10, last(1))), Err(Errno::EINVAL), "a domain without a queue");
     on.answer(&[(record.cookie, 1)]).unwrap();
-    assert_eq!(on.answers.take()[1], PageResponse { pasid: Some(9), group: 1, code: Invalid });
+    assert_eq!(on.answers.take()[1], PageResponse { pasid: Some(9), group: 1, code: Invalid, private_data: None });
 }
 
 /// FAULT-2.2, SELF-4.9, SELF-3.15: a nested domain of the RID takes the PASIDs

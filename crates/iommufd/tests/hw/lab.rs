@@ -25,6 +25,7 @@ pub(crate) struct Lab {
     pub(crate) client: Client,
     pub(crate) file: FileId,
     pub(crate) context: ContextId,
+    pub(crate) platform: Arc<TestPlatform>,
 }
 
 /// What MOCK_DOMAIN gives.
@@ -57,15 +58,18 @@ impl Lab {
     }
 
     pub(crate) fn with(fault_cookies: FaultCookies) -> Lab {
-        let options = Options { selftest: true, fault_cookies, ..Options::default() };
+        Lab::with_options(Options { selftest: true, fault_cookies, ..Options::default() })
+    }
+
+    pub(crate) fn with_options(options: Options) -> Lab {
         let platform = Arc::<TestPlatform>::default();
-        let mut iommufd = Iommufd::new(platform, options, Accounts::new(false));
+        let mut iommufd = Iommufd::new(Arc::clone(&platform) as _, options, Accounts::new(false));
         let (mut files, client) = (FileIds::default(), Client::new(1));
         client.memory.map(MEMORY, 16 << 20, true);
         let file = files.allocate();
         iommufd.open(file, false);
         let context = iommufd.context(file).unwrap();
-        Lab { iommufd, files, client, file, context }
+        Lab { iommufd, files, client, file, context, platform }
     }
 
     /// A call with a structure, its size filled in; what is there afterwards,

@@ -83,6 +83,9 @@ impl Accelerator {
             return false;
         }
         self.pending = None;
+        if let Wait::Pasid(pasid) = wait {
+            io.page_requests.stop(pasid);
+        }
         if let (Wait::Queues(queues), Then::DisableQueues | Then::DisableDevice) = (wait, then) {
             self.disable_queues(io, queues);
         }
@@ -155,12 +158,8 @@ impl Accelerator {
             }
             command::DRAIN_PASID => Ok(Done::Waits(Wait::Pasid(operand), Then::Nothing)),
             command::ABORT_PASID => {
-                for queue in &mut self.queues {
-                    queue.waiting.retain(|descriptor| descriptor.pasid & 0xf_ffff != operand);
-                    if queue.active.as_ref().is_some_and(|job| job.descriptor.pasid & 0xf_ffff == operand) {
-                        queue.active = None;
-                    }
-                }
+                self.queues.iter_mut().for_each(|queue| queue.abort_pasid(operand));
+                io.page_requests.stop(operand);
                 DONE
             }
             command::REQUEST_HANDLE | command::RELEASE_HANDLE => {

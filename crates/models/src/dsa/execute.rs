@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use device::Io;
+use device::{Asked, Io, PageRequests, PageTicket};
 use iommu::{Access, DmaFault, FaultReason, Session};
 use vm_memory::Bytes as _;
 use zerocopy::{FromBytes as _, IntoBytes as _};
@@ -11,11 +11,12 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 use super::Accelerator;
 use super::check::{Limits, check};
 use super::moving::{Room, read};
-use super::operate::{Outcome, Progress, step};
-use super::queue::{Batch, Job};
+use super::operate::{Outcome, step};
+use super::queue::{Batch, Job, Queue, Run};
 use super::registers::SoftwareError;
 use super::spec::{
-    COMPLETION_BYTES, Completion, DESCRIPTOR_BYTES, Descriptor, Status, WRITE_FAULT, field, flag, permission, wqcfg,
+    COMPLETION_BYTES, Completion, DESCRIPTOR_BYTES, Descriptor, Status, WRITE_FAULT, field, flag, opcode, permission,
+    wqcfg,
 };
 
 /// Descriptors of a batch read in one go.
@@ -42,9 +43,9 @@ impl Budget {
 struct Rules {
     queue: usize,
     limits: Limits,
-    shared: bool,
     pasid_enabled: bool,
-    pasid: u32,
+    /// Descriptors may wait for pages.
+    blocks: bool,
     /// Permissions of the MSI-X vectors.
     permissions: Vec<u32>,
 }
@@ -59,8 +60,7 @@ pub(super) struct News {
 impl Rules {
     /// The PASID that a descriptor's DMA goes with.
     fn pasid_of(&self, descriptor: &Descriptor) -> Option<u32> {
-        let pasid = if self.shared { descriptor.pasid & 0xf_ffff } else { self.pasid };
-        self.pasid_enabled.then_some(pasid)
+        self.pasid_enabled.then_some(descriptor.pasid & 0xf_ffff)
     }
 
     /// Whether a descriptor may use its interrupt handle, which is the number
@@ -78,7 +78,6 @@ impl Rules {
 impl Accelerator {
     fn rules(&self, queue: usize) -> Rules {
         let (mode, limits) = (self.wqcfg(queue, wqcfg::MODE), self.wqcfg(queue, wqcfg::LIMITS));
-        let shared = mode & wqcfg::DEDICATED == 0;
         let blocks = mode & wqcfg::BLOCK_ON_FAULT != 0;
         Rules {
             queue,
@@ -89,43 +88,66 @@ impl Accelerator {
                 withheld: if blocks { 0 } else { flag::BLOCK_ON_FAULT },
                 in_batch: false,
             },
-            shared,
             pasid_enabled: mode & wqcfg::PASID_ENABLE != 0,
-            pasid: field(mode, wqcfg::PASID),
+            blocks,
             permissions: (0..self.config.vectors()).map(|vector| self.permission(vector)).collect(),
         }
     }
 
     /// Does descriptors of one queue; whether there were any.
     pub(super) fn run_queue(&mut self, io: &Io<'_>, number: usize, budget: &mut Budget) -> bool {
-        if self.queues.get(number).is_none_or(|queue| queue.occupancy() == 0) {
+        if self.queues.get(number).is_none_or(|queue| queue.ready.is_empty() && queue.waiting.is_empty()) {
             return false;
         }
         let rules = self.rules(number);
         let mut news = News::default();
+        let mut any = false;
         while !budget.is_spent() {
             let Some(queue) = self.queues.get_mut(number) else { break };
-            let Some(mut job) = queue.active.take().or_else(|| queue.waiting.pop_front().map(Job::new)) else { break };
+            let Some(mut job) = next_job(queue, |_| true) else { break };
             let pasid = rules.pasid_of(&job.descriptor);
             let mut dma = match pasid {
                 Some(pasid) => io.dma.session_pasid(pasid),
                 None => io.dma.session(),
             };
             // As many as go with the same session.
-            loop {
-                let mut work = Work { dma: &mut dma, room: &mut self.room, rules: &rules, pasid, news: &mut news };
-                if !work.advance(&mut job, budget) {
-                    queue.active = Some(job);
-                    break;
+            let stalled = loop {
+                let mut work = Work {
+                    dma: &mut dma,
+                    page_requests: io.page_requests,
+                    room: &mut self.room,
+                    rules: &rules,
+                    pasid,
+                    news: &mut news,
+                };
+                match work.advance(&mut job, budget) {
+                    Ok(()) => any = true,
+                    Err(Pause::Spent) => {
+                        any = true;
+                        queue.ready.push_front(job);
+                        break false;
+                    }
+                    Err(Pause::Blocked(ticket, otherwise)) => {
+                        any = true;
+                        job.otherwise = Some(otherwise);
+                        queue.blocked.insert(ticket, job);
+                    }
+                    // Goes on when an answer has made room for a request.
+                    Err(Pause::Full) => {
+                        queue.ready.push_front(job);
+                        break true;
+                    }
                 }
                 if budget.is_spent() {
-                    break;
+                    break false;
                 }
-                match queue.waiting.front() {
-                    Some(next) if rules.pasid_of(next) == pasid => job = Job::new(*next),
-                    _ => break,
-                }
-                queue.waiting.pop_front();
+                job = match next_job(queue, |next| rules.pasid_of(next) == pasid) {
+                    Some(next) => next,
+                    None => break false,
+                };
+            };
+            if stalled {
+                break;
             }
         }
         for error in &news.errors {
@@ -134,12 +156,35 @@ impl Accelerator {
         for vector in news.interrupts {
             io.interrupts.message(vector);
         }
-        true
+        any
     }
+}
+
+/// Takes the next job of a queue, if it is one of those that are wanted.
+fn next_job(queue: &mut Queue, wanted: impl Fn(&Descriptor) -> bool) -> Option<Job> {
+    if let Some(job) = queue.ready.front() {
+        return if wanted(&job.descriptor) { queue.ready.pop_front() } else { None };
+    }
+    let next = queue.waiting.front().filter(|next| wanted(next))?;
+    if next.opcode() == opcode::DRAIN && queue.holds(next) {
+        return None;
+    }
+    queue.waiting.pop_front().map(Job::new)
+}
+
+/// Why a descriptor does not go on.
+enum Pause {
+    /// The budget is spent.
+    Spent,
+    /// It has asked for a page; what it ends with if that does not come.
+    Blocked(PageTicket, Outcome),
+    /// It cannot ask for a page now.
+    Full,
 }
 
 struct Work<'w, 's> {
     dma: &'w mut Session<'s>,
+    page_requests: &'w PageRequests,
     room: &'w mut Room,
     rules: &'w Rules,
     pasid: Option<u32>,
@@ -147,25 +192,38 @@ struct Work<'w, 's> {
 }
 
 impl Work<'_, '_> {
-    /// Goes on with a submitted descriptor until it or the budget is at its
-    /// end; whether it is done.
-    fn advance(&mut self, job: &mut Job, budget: &mut Budget) -> bool {
+    /// Goes on with a submitted descriptor to its end, if it can.
+    fn advance(&mut self, job: &mut Job, budget: &mut Budget) -> Result<(), Pause> {
         let descriptor = job.descriptor;
-        let outcome = match &mut job.batch {
-            None => self.single(&descriptor, &mut job.progress, &mut job.checked, None, budget),
-            Some(batch) => {
-                if !std::mem::replace(&mut job.checked, true)
+        let refused = std::mem::take(&mut job.refused);
+        let mut otherwise = job.otherwise.take().filter(|_| refused);
+        let outcome = match (&job.run.ended, &mut job.batch) {
+            (Some(ended), _) => *ended,
+            (None, None) => self.single(&descriptor, &mut job.run, None, &mut otherwise, budget)?,
+            (None, Some(batch)) => {
+                if !std::mem::replace(&mut job.run.checked, true)
                     && let Err(outcome) = self.check(&descriptor, None)
                 {
-                    Some(outcome)
+                    outcome
                 } else {
-                    self.batch(&descriptor, batch, budget)
+                    self.batch(&descriptor, batch, &mut otherwise, budget)?
                 }
             }
         };
-        let Some(outcome) = outcome else { return false };
-        self.complete(&descriptor, &outcome, None);
-        true
+        job.run.ended = Some(outcome);
+        self.complete(&descriptor, &outcome, None, otherwise.is_some())
+    }
+
+    /// The outcome of an access, unless it is a fault that waits for a page.
+    fn wait_for_page(&self, may_wait: bool, outcome: Outcome) -> Result<Outcome, Pause> {
+        let Some(fault) = outcome.fault.filter(|fault| may_wait && fault.reason.is_recoverable()) else {
+            return Ok(outcome);
+        };
+        match self.page_requests.ask(self.pasid, fault.access, fault.iova) {
+            Asked::Sent(ticket) => Err(Pause::Blocked(ticket, outcome)),
+            Asked::Full => Err(Pause::Full),
+            Asked::Off => Ok(outcome),
+        }
     }
 
     /// Checks a descriptor; the outcome of one that cannot be done.
@@ -183,65 +241,78 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// Goes on with a descriptor that is no batch. `None`: the budget is spent.
+    /// Goes on with a descriptor that is no batch. `otherwise`: what it ends
+    /// with, as the page that it waited for does not come.
     fn single(
         &mut self,
         descriptor: &Descriptor,
-        progress: &mut Progress,
-        checked: &mut bool,
+        run: &mut Run,
         batch: Option<u32>,
+        otherwise: &mut Option<Outcome>,
         budget: &mut Budget,
-    ) -> Option<Outcome> {
-        if !std::mem::replace(checked, true) {
+    ) -> Result<Outcome, Pause> {
+        if let Some(outcome) = otherwise.take() {
+            return Ok(outcome);
+        }
+        if !std::mem::replace(&mut run.checked, true) {
             tracing::trace!(target: "vfuse::dsa", queue = self.rules.queue, ?descriptor, "descriptor");
             budget.take_descriptor();
             if let Err(outcome) = self.check(descriptor, batch) {
-                return Some(outcome);
+                return Ok(outcome);
             }
         }
         loop {
-            // A fault ends the operation here. With block-on-fault, this is
-            // where a page request would begin instead.
-            if let Some(outcome) = step(self.dma, self.room, descriptor, progress, &mut budget.bytes) {
-                return Some(outcome);
+            if let Some(outcome) = step(self.dma, self.room, descriptor, &mut run.progress, &mut budget.bytes) {
+                return self.wait_for_page(descriptor.has(flag::BLOCK_ON_FAULT), outcome);
             }
             if budget.bytes == 0 {
-                return None;
+                return Err(Pause::Spent);
             }
         }
     }
 
-    /// Goes on with a batch. `None`: the budget is spent.
-    fn batch(&mut self, descriptor: &Descriptor, batch: &mut Batch, budget: &mut Budget) -> Option<Outcome> {
+    /// Goes on with a batch.
+    fn batch(
+        &mut self,
+        descriptor: &Descriptor,
+        batch: &mut Batch,
+        otherwise: &mut Option<Outcome>,
+        budget: &mut Budget,
+    ) -> Result<Outcome, Pause> {
         loop {
             let Some(next) = batch.fetched.front().copied() else {
                 if batch.read == descriptor.size {
-                    return Some(batch.ended());
+                    return Ok(batch.ended());
+                }
+                if let Some(outcome) = otherwise.take() {
+                    return Ok(outcome);
                 }
                 if let Err(fault) = self.fetch(descriptor, batch) {
-                    return Some(Outcome {
-                        fault: Some(fault),
-                        done: batch.done,
-                        ..Outcome::plain(Status::BatchPageFault)
-                    });
+                    let outcome =
+                        Outcome { fault: Some(fault), done: batch.done, ..Outcome::plain(Status::BatchPageFault) };
+                    return self.wait_for_page(descriptor.has(flag::BLOCK_ON_FAULT), outcome);
                 }
                 continue;
             };
             if next.has(flag::FENCE) && batch.failed {
-                return Some(batch.ended());
+                return Ok(batch.ended());
             }
             if budget.is_spent() {
-                return None;
+                return Err(Pause::Spent);
             }
             // PASID and privilege are those of the batch.
             let next = Descriptor { pasid: descriptor.pasid, ..next };
             let index = Some(batch.done);
-            let outcome = self.single(&next, &mut batch.progress, &mut batch.checked, index, budget)?;
+            let outcome = match batch.run.ended {
+                Some(ended) => ended,
+                None => self.single(&next, &mut batch.run, index, otherwise, budget)?,
+            };
+            batch.run.ended = Some(outcome);
+            self.complete(&next, &outcome, index, otherwise.take().is_some())?;
             batch.fetched.pop_front();
             batch.done += 1;
             batch.failed |= outcome.status != Status::Success;
-            (batch.progress, batch.checked) = (Progress::default(), false);
-            self.complete(&next, &outcome, index);
+            batch.run = Run::default();
         }
     }
 
@@ -263,10 +334,16 @@ impl Work<'_, '_> {
     }
 
     /// Writes the completion record, interrupts, reports an error of which
-    /// there is no record.
-    fn complete(&mut self, descriptor: &Descriptor, outcome: &Outcome, batch: Option<u32>) {
+    /// there is no record. `refused`: the record's page does not come.
+    fn complete(
+        &mut self,
+        descriptor: &Descriptor,
+        outcome: &Outcome,
+        batch: Option<u32>,
+        refused: bool,
+    ) -> Result<(), Pause> {
         if outcome.status == Status::Success && !descriptor.has(flag::REQUEST_RECORD | flag::INTERRUPT) {
-            return;
+            return Ok(());
         }
         let written = outcome.fault.is_some_and(|fault| fault.access == Access::Write);
         let status = outcome.status as u8 | if written { WRITE_FAULT } else { 0 };
@@ -292,6 +369,8 @@ impl Work<'_, '_> {
                 ..Completion::default()
             };
             if let Err(fault) = write_record(self.dma, descriptor.completion, &record) {
+                let waits = self.rules.blocks && !refused;
+                self.wait_for_page(waits, Outcome { fault: Some(fault), ..*outcome })?;
                 let code = Status::RecordFault as u8 | WRITE_FAULT;
                 self.news.errors.push(SoftwareError { code, address: fault.iova, flags: 0, ..error });
             }
@@ -301,6 +380,7 @@ impl Work<'_, '_> {
         if descriptor.has(flag::INTERRUPT) && self.rules.may_interrupt(descriptor, self.pasid) {
             self.news.interrupts.push(descriptor.interrupt);
         }
+        Ok(())
     }
 }
 

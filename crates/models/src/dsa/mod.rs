@@ -24,11 +24,18 @@
 //! Trapped accesses are not affected: each store is a submission, each command
 //! is carried out before the store returns.
 //!
+//! # Missing pages
+//! A descriptor with block-on-fault, in a queue that allows it, asks for the
+//! page and stands aside; those behind it go on. When the page is there it
+//! goes on where it was, and ends with a page fault if it will not come. The
+//! descriptors of a batch are done one after the other, so a batch stands
+//! aside as one. A completion record waits for its page in any queue that lets
+//! descriptors block. Where page requests are off a fault is the end.
+//!
 //! # What it doesn't do
-//! Page requests: a descriptor with block-on-fault ends with a page fault, as
-//! one without does. DIF operations, event log, interrupt message storage,
-//! occupancy interrupts, performance counters, read buffers, descriptors that
-//! overtake each other: what `GENCAP`, `WQCAP` and `OPCAP` do not offer.
+//! DIF operations, event log, interrupt message storage, occupancy interrupts,
+//! performance counters, read buffers: what `GENCAP`, `WQCAP` and `OPCAP` do
+//! not offer.
 
 mod check;
 mod command;
@@ -134,6 +141,16 @@ impl Accelerator {
         self.scan_portals(io)
     }
 
+    /// Lets those go on whose page requests were answered; whether there are any.
+    fn take_answers(&mut self, io: &Io<'_>) -> bool {
+        let mut any = false;
+        for (ticket, code) in io.page_requests.take_answers() {
+            // Of what was aborted meanwhile nobody waits for it.
+            any |= self.queues.iter_mut().any(|queue| queue.answered(ticket, code));
+        }
+        any
+    }
+
     /// Queues that have an engine, a bit each.
     fn served(&self) -> u64 {
         (0..self.config.engines)
@@ -229,7 +246,7 @@ impl Device for Accelerator {
     }
 
     fn turn(&mut self, io: &mut Io<'_>) -> Turn {
-        let found = self.look(io);
+        let found = self.look(io) | self.take_answers(io);
         if self.state() == State::Disabled {
             return Turn::Idle;
         }

@@ -171,8 +171,9 @@ impl Work<'_, '_> {
         let to = self.destination();
         let [buffer, _] = &mut self.room.buffers;
         let buffer = buffer.get_mut(..len).unwrap_or_default();
-        // Pieces are whole patterns, so each begins with a whole one.
-        let pattern = self.descriptor.source.to_le_bytes();
+        // Pieces are whole patterns; after a fault one may begin within.
+        let mut pattern = self.descriptor.source.to_le_bytes();
+        pattern.rotate_left((self.progress.done % 8) as usize);
         for bytes in buffer.chunks_mut(pattern.len()) {
             bytes.copy_from_slice(pattern.get(..bytes.len()).unwrap_or_default());
         }
@@ -202,7 +203,8 @@ impl Work<'_, '_> {
         let buffer = buffer.get_mut(..len).unwrap_or_default();
         let reach = read(self.dma, from, buffer);
         // The pattern has the place of the second address.
-        let pattern = self.descriptor.destination.to_le_bytes();
+        let mut pattern = self.descriptor.destination.to_le_bytes();
+        pattern.rotate_left((self.progress.done % 8) as usize);
         let difference = buffer.iter().take(reach.done).zip(pattern.iter().cycle()).position(|(a, b)| a != b);
         self.compared(difference, reach)
     }

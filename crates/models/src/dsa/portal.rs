@@ -19,7 +19,7 @@ use super::Accelerator;
 use super::pages::Pages;
 use super::queue::Answer;
 use super::registers::SoftwareError;
-use super::spec::{DESCRIPTOR_BYTES, Descriptor, PAGE, PORTAL_BAR, Refusal, wqcfg};
+use super::spec::{DESCRIPTOR_BYTES, Descriptor, PAGE, PORTAL_BAR, Refusal, field, wqcfg};
 
 /// Pages of a queue.
 const PORTALS: u64 = 4;
@@ -76,8 +76,13 @@ pub(super) fn publish(io: &Io<'_>, queues: usize) {
 
 impl Accelerator {
     /// A descriptor for a queue.
-    pub(super) fn submit(&mut self, io: &Io<'_>, number: usize, limited: bool, descriptor: Descriptor) -> Answer {
-        let dedicated = self.wqcfg(number, wqcfg::MODE) & wqcfg::DEDICATED != 0;
+    pub(super) fn submit(&mut self, io: &Io<'_>, number: usize, limited: bool, mut descriptor: Descriptor) -> Answer {
+        let mode = self.wqcfg(number, wqcfg::MODE);
+        let dedicated = mode & wqcfg::DEDICATED != 0;
+        if dedicated && mode & wqcfg::PASID_ENABLE != 0 {
+            // The PASID is the queue's, whatever the descriptor says.
+            descriptor.pasid = descriptor.pasid & !0xf_ffff | field(mode, wqcfg::PASID);
+        }
         let threshold = self.wqcfg(number, wqcfg::THRESHOLD) as usize;
         let Some(queue) = self.queues.get_mut(number) else { return Answer::Dropped };
         let room = if limited && !dedicated { threshold.min(queue.size) } else { queue.size };

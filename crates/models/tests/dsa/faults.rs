@@ -2,10 +2,10 @@
 //! Page faults: what was done before one, and where it was.
 
 use iommu::{Mapping, Prot};
-use models::dsa::spec::{Descriptor, opcode, wqcfg};
+use models::dsa::spec::{Descriptor, opcode};
 use models::testing::Access;
 
-use crate::fixture::{DATA, DEDICATED, Fixture, MEMORY, OTHER, fresh, moving, noise, ready};
+use crate::fixture::{DATA, Fixture, MEMORY, OTHER, moving, noise, ready};
 
 const END: u64 = MEMORY as u64;
 /// A page that may be read only.
@@ -89,19 +89,6 @@ fn of_other_operations() {
     let apply = of(opcode::APPLY_DELTA, 1 << 40, DATA, 64).with(0, &10_u32.to_le_bytes());
     assert_eq!(fault(&mut f, apply), (3, 0, 1 << 40));
     assert_eq!(f.error(), 0);
-}
-
-/// A descriptor may ask for block-on-fault where its queue lets it; there are
-/// no page requests, so it ends as one that did not.
-#[test]
-fn that_may_block() {
-    let mut f = fresh(Access::Mapped, models::dsa::Config::default());
-    f.configure(0, 16, DEDICATED | wqcfg::BLOCK_ON_FAULT);
-    f.enable(0);
-    let descriptor = moving(1 << 40, OTHER, 8);
-    let blocking =
-        Descriptor { operation: descriptor.operation | models::dsa::spec::flag::BLOCK_ON_FAULT, ..descriptor };
-    assert_eq!(fault(&mut f, blocking), (3, 0, 1 << 40));
 }
 
 /// Nothing is done while the device may not do DMA, and everything afterwards.

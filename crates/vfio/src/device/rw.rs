@@ -88,6 +88,10 @@ impl Device {
             return Ok(len);
         }
         let function = board.fabric.function_mut(self.address).ok_or(Errno::EIO)?;
+        if range.end > 0x100 {
+            // What answers have done to it since.
+            function.set_page_request_status(self.endpoint.page_requests.status());
+        }
         // What programs do most: one register.
         if self.config.piece(range.start, range.len()) == range.len() {
             let value = self.config_read(function, range.start, range.len()).to_le_bytes();

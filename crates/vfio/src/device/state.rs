@@ -213,6 +213,7 @@ impl Device {
                     self.reset_model(ResetKind::PowerManagement, now);
                 }
                 Effect::Msi(_) | Effect::Msix { .. } => self.follow_messages(board),
+                Effect::PageRequestReset => self.endpoint.page_requests.reset(),
                 _ => {}
             }
         }
@@ -254,6 +255,10 @@ impl Device {
         if master != self.bus_master {
             self.bus_master = master;
             self.endpoint.requester.set_bus_master(master);
+        }
+        if let Some(at) = function.extended_capability(cap::EXT_PRI) {
+            let enabled = awake && answers && function.read(at + 4, 2) & 1 != 0;
+            self.endpoint.page_requests.set_enabled(enabled, function.read(at + 12, 4));
         }
         self.endpoint.set_responding(answers && decodes && self.recovery.is_open(), now);
         self.set_accessible(memory, now);
