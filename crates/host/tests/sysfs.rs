@@ -380,3 +380,28 @@ fn every_example_lab_can_be_built() {
     }
     assert!(count >= 5);
 }
+
+/// ERR-068, ERR-070: functions with the resets that the lab file gives them;
+/// without any, two on a bus have no `reset_method` at all.
+#[test]
+fn functions_with_resets_as_told() {
+    let lab = |resets: &str, both: bool| {
+        let device =
+            |n| format!("[[device]]\nmodel = \"nvme\"\nsize = \"1M\"\naddr = \"01:00.{n}\"\nresets = \"{resets}\"\n");
+        let text = if both { [device(0), device(1)].concat() } else { device(0) };
+        Lab::parse("test", &text)
+    };
+    let methods = |resets: &str, both| {
+        let host = Host::new(lab(resets, both).unwrap(), SimPlatform::new(1), Box::new(SimStorage)).unwrap();
+        match host.tree().get(&format!("{DEVICE}/reset_method")) {
+            Some(Entry::File { content, .. }) => String::from_utf8(content.clone()).unwrap(),
+            _ => String::new(),
+        }
+    };
+    assert_eq!(methods("flr pm", false), "flr pm bus\n");
+    assert_eq!(methods("pm", true), "pm\n");
+    assert_eq!(methods("none", false), "bus\n");
+    assert_eq!(methods("none", true), "");
+    let complaint = lab("bus", false).unwrap_err().to_string();
+    assert!(complaint.starts_with("test:5:10: `resets`: `bus` is not a reset of a function"), "{complaint}");
+}

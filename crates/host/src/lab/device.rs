@@ -75,10 +75,42 @@ pub struct DeviceSpec {
     /// Nanoseconds after a reset of its bus until it answers; `u64::MAX` for
     /// ever.
     pub ready_time: u64,
+    /// Resets of the function alone; `None`: the model's own.
+    pub resets: Option<FunctionResets>,
     /// What it is.
     pub model: Model,
     /// Where it was described.
     pub place: Place,
+}
+
+/// Resets that a function offers for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FunctionResets {
+    /// Function Level Reset.
+    pub flr: bool,
+    /// By a walk through D3hot.
+    pub pm: bool,
+}
+
+/// `flr`, `pm`, both separated by spaces, or `none`.
+impl FromStr for FunctionResets {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<FunctionResets, String> {
+        let mut resets = FunctionResets::default();
+        for word in text.split_whitespace().filter(|_| text != "none") {
+            match word {
+                "flr" => resets.flr = true,
+                "pm" => resets.pm = true,
+                _ => {
+                    return Err(format!(
+                        "`{word}` is not a reset of a function; write `none`, `flr`, `pm` or `flr pm`"
+                    ));
+                }
+            }
+        }
+        Ok(resets)
+    }
 }
 
 /// What a device is.
@@ -162,6 +194,7 @@ impl DeviceSpec {
             acs: false,
             on_error: ErrorPolicy::GOOD,
             ready_time: 0,
+            resets: None,
             model: Model::Nvme(NvmeSpec { disk, block_size: 512, queues: 64, serial: None, total_vfs: 0, vfs: 0 }),
             place,
         }
@@ -178,6 +211,7 @@ impl DeviceSpec {
         let acs = section.take_or("acs", Switch(false))?.0;
         let on_error = section.take_or("on_error", ErrorPolicy::GOOD)?;
         let ready_time = section.take_or("ready_ms", Millis(0))?.0;
+        let resets = section.take("resets")?;
         let model = match name.as_str() {
             "nvme" => {
                 section.what = "an nvme device".into();
@@ -195,7 +229,7 @@ impl DeviceSpec {
         };
         section.finish()?;
         let driver = Some(driver).filter(|d| d != "none");
-        Ok(DeviceSpec { address, driver, acs, on_error, ready_time, model, place })
+        Ok(DeviceSpec { address, driver, acs, on_error, ready_time, resets, model, place })
     }
 }
 

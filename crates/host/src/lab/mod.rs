@@ -11,7 +11,7 @@ mod error;
 mod file;
 mod section;
 
-pub use device::{DeviceSpec, DiskSpec, Medium, Model, NvmeSpec, PortKind, PortSpec};
+pub use device::{DeviceSpec, DiskSpec, FunctionResets, Medium, Model, NvmeSpec, PortKind, PortSpec};
 pub use error::{Behaviour, ErrorSpec, When};
 pub use section::Place;
 
