@@ -5,17 +5,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use device::{Board, Disk, Driver, Endpoint, Slot};
+use device::{Board, Disk, Driver, Endpoint, NetPort, Slot};
 use models::{dsa, ioat, nvme};
 use pci::{Address, Fabric, FabricBuilder, FabricError, FunctionSpec, Item, Place, PortType, Timing, cap};
 
 use crate::drivers;
-use crate::lab::{self, DeviceSpec, DiskSpec, Lab, LabError, Medium, Model, NvmeSpec, PortKind, PortSpec};
+use crate::lab::{self, DeviceSpec, DiskSpec, Lab, LabError, Medium, Model, NetworkSpec, NvmeSpec, PortKind, PortSpec};
 
-/// Makes the disks of a lab.
+/// Makes the disks and networks of a lab.
 pub trait Storage: Send + Debug {
     /// A disk as described; a message that says what to do if there is none.
     fn open(&self, spec: &DiskSpec) -> Result<Arc<dyn Disk>, String>;
+
+    /// A network of this machine as described, or the recording of `inner`,
+    /// which is of the lab; a message that says what to do if there is none.
+    fn network(
+        &self,
+        spec: &NetworkSpec,
+        pairs: u16,
+        inner: Option<Arc<dyn NetPort>>,
+    ) -> Result<Arc<dyn NetPort>, String> {
+        let _ = (spec, pairs, inner);
+        Err("there are no networks here but `loop` and `wire`".to_owned())
+    }
 }
 
 /// Which device of the lab stands at which address.

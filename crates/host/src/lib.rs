@@ -14,9 +14,11 @@ pub mod survey;
 mod sysfs;
 pub mod tree;
 mod unbind;
+mod virtio;
 
 pub use assemble::Storage;
 pub use errors::{ErrorPolicy, Injected, NotInjected, NotTaken, TakerId};
 pub use host::{FileKind, Host};
 pub use inventory::{FunctionInfo, table};
 pub use lab::{Lab, LabError};
+pub use virtio::VirtioMaker;

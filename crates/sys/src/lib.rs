@@ -12,6 +12,7 @@
 //! | [`ProgramMm`] | [`caller::Mm`] | the address space of a program, after its call |
 //! | [`window`] | [`device::DeviceFiles`] | a memfd for each open device |
 //! | [`disk`] | [`device::Disk`] | RAM, files, block devices |
+//! | [`network`] | [`device::NetPort`] | TAP interfaces, recordings |
 //! | [`executor`] | [`device::Wake`] | worker threads that give devices their turns |
 //! | [`clock`], [`mod@random`], [`limits`] | [`caller::Platform`], [`caller::Caller`] | time, random bytes, a program's limits |
 //!
@@ -32,6 +33,7 @@ pub mod executor;
 pub mod file;
 pub mod limits;
 mod mapping;
+pub mod network;
 pub mod pin;
 pub mod process;
 pub mod random;

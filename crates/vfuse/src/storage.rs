@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Disks of a lab, made on this machine.
+//! Disks and networks of a lab, made on this machine.
 
 use std::sync::Arc;
 
-use device::Disk;
+use device::{Disk, NetPort};
 use host::Storage;
-use host::lab::{DiskSpec, Medium};
+use host::lab::{DiskSpec, Medium, NetworkKind, NetworkSpec};
 use sys::disk::{FileDisk, Options, RamDisk};
+use sys::network::{NoNetwork, Recorder, Tap};
 
 /// Opens files and takes memory.
 #[derive(Debug)]
@@ -26,6 +27,26 @@ impl Storage for Real {
             }
         }
     }
+
+    fn network(
+        &self,
+        spec: &NetworkSpec,
+        pairs: u16,
+        inner: Option<Arc<dyn NetPort>>,
+    ) -> Result<Arc<dyn NetPort>, String> {
+        let port: Arc<dyn NetPort> = match (&spec.kind, inner) {
+            (_, Some(inner)) => inner,
+            (NetworkKind::Tap(name), Option::None) => Tap::open(name, pairs).map_err(|e| e.to_string())?,
+            _ => Arc::new(NoNetwork),
+        };
+        match &spec.pcap {
+            Some(path) => {
+                let recorder = Recorder::create(path, port);
+                Ok(recorder.map_err(|e| format!("cannot record to {}: {e}", path.display()))?)
+            }
+            Option::None => Ok(port),
+        }
+    }
 }
 
 /// Opens nothing; for looking at a lab.
@@ -42,5 +63,9 @@ impl Storage for None {
             }
         };
         Ok(Arc::new(RamDisk::new(size).map_err(|e| e.to_string())?))
+    }
+
+    fn network(&self, _: &NetworkSpec, _: u16, inner: Option<Arc<dyn NetPort>>) -> Result<Arc<dyn NetPort>, String> {
+        Ok(inner.unwrap_or_else(|| Arc::new(NoNetwork)))
     }
 }

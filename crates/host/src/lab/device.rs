@@ -284,7 +284,7 @@ impl NvmeSpec {
 
 impl DiskSpec {
     /// `file=PATH[,size=…]`, or memory of `size`.
-    fn decode(section: &mut Section, ram_size: u64) -> Result<DiskSpec, LabError> {
+    pub(super) fn decode(section: &mut Section, ram_size: u64) -> Result<DiskSpec, LabError> {
         let file: Option<PathBuf> = section.take("file")?;
         let place = section.place_of("size");
         let size = section.take("size")?.map(|Size(size)| size);

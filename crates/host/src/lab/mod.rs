@@ -10,10 +10,12 @@ mod dsa;
 mod error;
 mod file;
 mod section;
+mod virtio;
 
 pub use device::{DeviceSpec, DiskSpec, FunctionResets, Medium, Model, NvmeSpec, PortKind, PortSpec};
 pub use error::{Behaviour, ErrorSpec, When};
 pub use section::Place;
+pub use virtio::{BlkSpec, NetSpec, NetworkKind, NetworkSpec, RingSpec, VirtioModel};
 
 use iommufd::{FaultCookies, FaultTransport, LabIommu};
 use section::{Number, Section, Switch};
@@ -219,23 +221,29 @@ impl Lab {
     /// Adds what a `--device MODEL[,key=value]...` argument describes.
     pub fn add_device(&mut self, argument: &str) -> Result<(), LabError> {
         let place = Place::argument(&format!("--device {argument}"));
-        let mut section = Section::new("device", place.clone());
-        for (n, item) in argument.split(',').enumerate() {
-            let (key, value) = match item.split_once('=') {
-                None if n == 0 => ("model", item),
-                None => {
-                    return Err(LabError::new(&place, format!("`{item}` is not key=value")));
-                }
-                Some(pair) => pair,
-            };
-            if section.pairs.iter().any(|p| p.key == key) {
-                return Err(LabError::new(&place, format!("`{key}` is given twice")));
-            }
-            section.pairs.push(section::Pair { key: key.into(), value: value.into(), place: place.clone() });
-        }
+        let section = arguments("device", place, argument)?;
         self.devices.push(DeviceSpec::decode(section)?);
         Ok(())
     }
+}
+
+/// A section from `MODEL[,key=value]...`.
+fn arguments(what: &str, place: Place, argument: &str) -> Result<Section, LabError> {
+    let mut section = Section::new(what, place.clone());
+    for (n, item) in argument.split(',').enumerate() {
+        let (key, value) = match item.split_once('=') {
+            None if n == 0 => ("model", item),
+            None => {
+                return Err(LabError::new(&place, format!("`{item}` is not key=value")));
+            }
+            Some(pair) => pair,
+        };
+        if section.pairs.iter().any(|p| p.key == key) {
+            return Err(LabError::new(&place, format!("`{key}` is given twice")));
+        }
+        section.pairs.push(section::Pair { key: key.into(), value: value.into(), place: place.clone() });
+    }
+    Ok(section)
 }
 
 fn vfio_options(mut section: Section) -> Result<vfio::Options, LabError> {
