@@ -32,6 +32,17 @@ pub fn traps_library() -> PathBuf {
     library
 }
 
+/// An example program of this crate.
+///
+/// # Panics
+/// If it is not there.
+#[must_use]
+pub fn example(name: &str) -> PathBuf {
+    let program = vfuse_binary().with_file_name("examples").join(name);
+    assert!(program.is_file(), "{} is missing: run `make build`", program.display());
+    program
+}
+
 /// Cargo's target directory, that of this test.
 pub(crate) fn target_directory() -> PathBuf {
     let test = env::current_exe().expect("a test has a path");

@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! On-demand paging for a device: an accelerator fills a buffer of which
+//! nothing is mapped for it. Where it finds no page it asks; this program reads
+//! that from a fault queue of `/dev/iommu`, maps, and answers.
+//!
+//! ```console
+//! $ vfuse run --device dsa,addr=01:00.0 -- paging
+//! $ vfuse run --device dsa,addr=01:00.0 -- paging --size 64M --map 4K --answer twice
+//! ```
+//! `--answer` says how well it answers: `right`; `wrong` (every eighth page is
+//! refused), `late` (after the host has answered), `twice`, `never` (until the
+//! host does). What was refused is submitted again. However it answers, each
+//! request gets one answer, and the buffer is filled in the end.
+#![allow(unsafe_code)] // system calls and mapped memory of a client
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, FromRawFd as _};
+use std::os::unix::fs::FileExt as _;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use models::dsa::spec::{self, Descriptor, command, flag, opcode, wqcfg};
+use uapi::iommufd::{Command, FaultQueueAlloc, HwptAlloc, IoasAlloc, IoasMap};
+use uapi::iommufd_events::{PageAnswer, PageFault};
+use uapi::vfio::cdev::{AttachIommufdPt, BindIommufd};
+use uapi::vfio::device::{ATTACH_IOMMUFD_PT, BIND_IOMMUFD, GET_REGION_INFO, RegionInfo};
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const BDF: &str = "0000:01:00.0";
+/// IOVA of the buffer.
+const BUFFER: u64 = 1 << 40;
+/// IOVA of the completion records.
+const RECORDS: u64 = 1 << 20;
+/// Descriptors under way.
+const DEPTH: usize = 32;
+/// Bytes of a descriptor.
+const PIECE: u64 = 4 << 20;
+const PATTERN: u64 = 0x0123_4567_89ab_cdef;
+const PAGE: u64 = 4096;
+const FAULT_ID_VALID: u32 = 4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Right,
+    Wrong,
+    Late,
+    Twice,
+    Never,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("paging: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let (mut size, mut map, mut manner) = (1 << 30, 2 << 20, Manner::Right);
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let value = words.next().ok_or("an option has a value")?;
+        match word.as_str() {
+            "--size" => size = bytes(&value)?.next_multiple_of(PIECE),
+            "--map" => map = bytes(&value)?.next_multiple_of(PAGE),
+            "--answer" => {
+                manner = match value.as_str() {
+                    "right" => Manner::Right,
+                    "wrong" => Manner::Wrong,
+                    "late" => Manner::Late,
+                    "twice" => Manner::Twice,
+                    "never" => Manner::Never,
+                    _ => return Err("--answer is right, wrong, late, twice or never".into()),
+                }
+            }
+            _ => return Err(format!("unknown option {word}").into()),
+        }
+    }
+    let mut paging = Paging::new(size, map, manner)?;
+    paging.fill()?;
+    paging.verify()?;
+    let Counts { requests, answers, dropped, refused } = paging.counts;
+    println!("{} MiB filled and verified; {requests} page requests, {answers} answered", size >> 20);
+    println!("{dropped} answers were not accepted, {refused} descriptors ended early and were submitted again");
+    Ok(())
+}
+
+fn bytes(text: &str) -> Result<u64> {
+    let digits = text.trim_end_matches(['K', 'M', 'G']);
+    let shift = match &text[digits.len()..] {
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => 0,
+    };
+    Ok(digits.parse::<u64>()? << shift)
+}
+
+/// Memory shared with the device.
+struct Memory {
+    at: *mut u8,
+    len: usize,
+}
+
+impl Memory {
+    fn new(file: &File, offset: u64, len: u64) -> Result<Memory> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping wherever there is room.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), len as usize, prot, libc::MAP_SHARED, file.as_raw_fd(), offset as i64)
+        };
+        if at == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        Ok(Memory { at: at.cast(), len: len as usize })
+    }
+
+    /// Memory of its own.
+    fn anonymous(len: u64) -> Result<Memory> {
+        // SAFETY: the name is a string with its NUL.
+        let fd = unsafe { libc::memfd_create(c"paging".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        // SAFETY: the call has just made it for us alone.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(len)?;
+        Memory::new(&file, 0, len)
+    }
+
+    fn long(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len);
+        // SAFETY: inside the mapping, which is never unmapped, and aligned.
+        unsafe { AtomicU64::from_ptr(self.at.add(offset).cast()) }
+    }
+
+    fn byte(&self, offset: usize) -> &AtomicU8 {
+        assert!(offset < self.len);
+        // SAFETY: inside the mapping, which is never unmapped.
+        unsafe { AtomicU8::from_ptr(self.at.add(offset)) }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    requests: u64,
+    answers: u64,
+    /// Answers that were not accepted.
+    dropped: u64,
+    /// Descriptors that ended early.
+    refused: u64,
+}
+
+struct Paging {
+    iommufd: File,
+    device: File,
+    faults: File,
+    ioas: u32,
+    /// Two HWPTs with the queue, to go from one to the other.
+    hwpts: [u32; 2],
+    /// Where the registers are in the device's file.
+    registers: u64,
+    portal: Memory,
+    place: usize,
+    buffer: Memory,
+    records: Memory,
+    map: u64,
+    manner: Manner,
+    /// What each slot has to do: IOVA and length.
+    busy: BTreeMap<usize, (u64, u64)>,
+    left: Vec<(u64, u64)>,
+    counts: Counts,
+}
+
+impl Paging {
+    fn new(size: u64, map: u64, manner: Manner) -> Result<Paging> {
+        let open = |path: &str| {
+            OpenOptions::new().read(true).write(true).open(path).map_err(|error| format!("{path}: {error}"))
+        };
+        let node = std::fs::read_dir(format!("/sys/bus/pci/devices/{BDF}/vfio-dev"))?.next().ok_or("no node")??;
+        let device = open(&format!("/dev/vfio/devices/{}", node.file_name().to_string_lossy()))?;
+        let iommufd = open("/dev/iommu")?;
+        let bind = BindIommufd { argsz: 16, iommufd: iommufd.as_raw_fd(), ..BindIommufd::default() };
+        let dev_id = ioctl(&device, BIND_IOMMUFD, bind)?.out_devid;
+        let ioas = call(&iommufd, IoasAlloc::default())?.out_ioas_id;
+        let queue = call(&iommufd, FaultQueueAlloc::default())?;
+        // SAFETY: the call has just made it for us alone.
+        let faults = unsafe { File::from_raw_fd(queue.out_fault_fd.cast_signed()) };
+        let hwpt = || {
+            let base = HwptAlloc { dev_id, pt_id: ioas, flags: FAULT_ID_VALID, ..HwptAlloc::default() };
+            Ok::<u32, Box<dyn std::error::Error>>(
+                call(&iommufd, HwptAlloc { fault_id: queue.out_fault_id, ..base })?.out_hwpt_id,
+            )
+        };
+        let hwpts = [hwpt()?, hwpt()?];
+        let region = |index| -> Result<u64> {
+            let info = RegionInfo { argsz: size_of::<RegionInfo>() as u32, index, ..RegionInfo::default() };
+            Ok(ioctl(&device, GET_REGION_INFO, info)?.offset)
+        };
+        let (registers, portals, config) = (region(0)?, region(2)?, region(7)?);
+        // Memory and bus mastering.
+        device.write_all_at(&6_u16.to_le_bytes(), config + 4)?;
+        let portal = Memory::new(&device, portals, PAGE)?;
+        let (buffer, records) = (Memory::anonymous(size)?, Memory::anonymous(PAGE)?);
+        let left = (0..size / PIECE).rev().map(|n| (BUFFER + n * PIECE, PIECE)).collect();
+        let (busy, counts) = (BTreeMap::new(), Counts::default());
+        let mut paging = Paging {
+            iommufd,
+            device,
+            faults,
+            ioas,
+            hwpts,
+            registers,
+            portal,
+            place: 0,
+            buffer,
+            records,
+            map,
+            manner,
+            busy,
+            left,
+            counts,
+        };
+        paging.map(RECORDS, paging.records.at as u64, PAGE)?;
+        paging.attach()?;
+        paging.enable()?;
+        Ok(paging)
+    }
+
+    /// Attaches to one HWPT, or from one to the other: the host answers what is
+    /// outstanding.
+    fn attach(&mut self) -> Result<()> {
+        let attach = AttachIommufdPt { argsz: 12, pt_id: self.hwpts[0], ..AttachIommufdPt::default() };
+        ioctl(&self.device, ATTACH_IOMMUFD_PT, attach)?;
+        self.hwpts.swap(0, 1);
+        Ok(())
+    }
+
+    fn map(&self, iova: u64, user_va: u64, length: u64) -> Result<()> {
+        let map = IoasMap { flags: 7, ioas_id: self.ioas, user_va, length, iova, ..IoasMap::default() };
+        match call(&self.iommufd, map) {
+            // Another request has asked for the same.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => Ok(other.map(|_| ())?),
+        }
+    }
+
+    /// A queue whose descriptors may wait for pages.
+    fn enable(&self) -> Result<()> {
+        let mode = wqcfg::DEDICATED | wqcfg::BLOCK_ON_FAULT | 1 << 4;
+        for (word, value) in [(wqcfg::SIZE, DEPTH as u32), (wqcfg::MODE, mode), (wqcfg::LIMITS, 31 | 10 << 5)] {
+            self.register(spec::WQCFG + 4 * word as u64, value)?;
+        }
+        self.register(spec::GRPCFG, 1)?;
+        self.register(spec::GRPCFG + spec::GROUP_ENGINES, 1)?;
+        for number in [command::ENABLE_DEVICE, command::ENABLE_QUEUE] {
+            self.register(spec::CMD, number << 20)?;
+            let mut status = [0; 4];
+            self.device.read_exact_at(&mut status, self.registers + spec::CMDSTS)?;
+            if status != [0; 4] {
+                return Err(format!("command {number}: {status:x?}").into());
+            }
+        }
+        Ok(())
+    }
+
+    fn register(&self, offset: u64, value: u32) -> Result<()> {
+        Ok(self.device.write_all_at(&value.to_le_bytes(), self.registers + offset)?)
+    }
+
+    /// Has the device fill the buffer.
+    fn fill(&mut self) -> Result<()> {
+        while !self.left.is_empty() || !self.busy.is_empty() {
+            for slot in 0..DEPTH {
+                if !self.busy.contains_key(&slot)
+                    && let Some(work) = self.left.pop()
+                {
+                    self.submit(slot, work);
+                }
+            }
+            self.serve()?;
+            self.reap()?;
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, slot: usize, (destination, len): (u64, u64)) {
+        self.records.byte(32 * slot).store(0, Ordering::Release);
+        let flags = flag::RECORD | flag::REQUEST_RECORD | flag::BLOCK_ON_FAULT;
+        let descriptor = Descriptor {
+            completion: RECORDS + 32 * slot as u64,
+            source: PATTERN,
+            destination,
+            size: len as u32,
+            ..Descriptor::new(opcode::FILL, flags)
+        };
+        // A place of the portal is free when its first eight bytes are zero,
+        // which are stored last.
+        let at = self.place % 64 * spec::DESCRIPTOR_BYTES;
+        self.place += 1;
+        while self.portal.long(at).load(Ordering::Acquire) != 0 {
+            std::thread::yield_now();
+        }
+        for (n, long) in descriptor.as_bytes().chunks_exact(8).enumerate().rev() {
+            let value = long.iter().rev().fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
+            self.portal.long(at + 8 * n).store(value, Ordering::Release);
+        }
+        self.busy.insert(slot, (destination, len));
+    }
+
+    /// Serves the page requests that are there, or come within a millisecond.
+    fn serve(&mut self) -> Result<()> {
+        let mut poll = libc::pollfd { fd: self.faults.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one structure, for the time of the call.
+        unsafe { libc::poll(&raw mut poll, 1, 1) };
+        if poll.revents & libc::POLLIN == 0 {
+            return Ok(());
+        }
+        let mut buffer = [0; 40 * 64];
+        let len = self.faults.read(&mut buffer)?;
+        let records: Vec<PageFault> =
+            buffer[..len].chunks(40).filter_map(|record| PageFault::read_from_bytes(record).ok()).collect();
+        self.counts.requests += records.len() as u64;
+        if matches!(self.manner, Manner::Late | Manner::Never) {
+            // The device leaves: the host answers everything INVALID.
+            self.attach()?;
+        }
+        for record in records {
+            let first = record.addr & !(self.map - 1);
+            let offset = first - BUFFER;
+            let len = self.map.min(self.buffer.len as u64 - offset);
+            let refuse = self.manner == Manner::Wrong && self.counts.answers % 8 == 7;
+            if !refuse {
+                self.map(first, self.buffer.at as u64 + offset, len)?;
+            }
+            if self.manner == Manner::Never {
+                continue;
+            }
+            self.answer(record.cookie, refuse.into());
+            if self.manner == Manner::Twice {
+                self.answer(record.cookie, 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, cookie: u32, code: u32) {
+        match self.faults.write(PageAnswer { cookie, code }.as_bytes()) {
+            Ok(_) => self.counts.answers += 1,
+            Err(_) => self.counts.dropped += 1,
+        }
+    }
+
+    /// Looks for descriptors that have ended; what is left of one that ended
+    /// early is submitted again.
+    fn reap(&mut self) -> Result<()> {
+        for slot in 0..DEPTH {
+            let Some((at, len)) = self.busy.get(&slot).copied() else { continue };
+            let status = self.records.byte(32 * slot).load(Ordering::Acquire) & 0x7f;
+            let done = self.records.long(32 * slot).load(Ordering::Acquire) >> 32;
+            match status {
+                0 => continue,
+                1 => {}
+                3 => {
+                    self.counts.refused += 1;
+                    self.left.push((at + done, len - done));
+                }
+                other => return Err(format!("a descriptor ended with status {other:#x}").into()),
+            }
+            self.busy.remove(&slot);
+        }
+        Ok(())
+    }
+
+    fn verify(&self) -> Result<()> {
+        let wrong = (0..self.buffer.len).step_by(8).find(|at| self.buffer.long(*at).load(Ordering::Relaxed) != PATTERN);
+        wrong.map_or(Ok(()), |at| Err(format!("the buffer is wrong at {at:#x}").into()))
+    }
+}
+
+fn call<T: Command>(iommufd: &File, mut value: T) -> std::io::Result<T> {
+    let size = size_of::<T>() as u32;
+    value.as_mut_bytes()[..4].copy_from_slice(&size.to_ne_bytes());
+    ioctl(iommufd, T::REQUEST, value)
+}
+
+fn ioctl<T>(file: &File, request: u32, mut value: T) -> std::io::Result<T> {
+    // SAFETY: the requests used here read and write one structure, which is `value`.
+    match unsafe { libc::ioctl(file.as_raw_fd(), request.into(), &raw mut value) } {
+        ..0 => Err(std::io::Error::last_os_error()),
+        _ => Ok(value),
+    }
+}

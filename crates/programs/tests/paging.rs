@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! An accelerator that asks for pages, and a program that answers: the example
+//! `paging`, however well it answers.
+
+use programs::{Outcome, Vfuse, Way, example, in_each_way};
+
+const FAULTS: &str = "[fault]\n";
+
+fn paging(way: Way, fault: &str, options: &[&str]) -> Outcome {
+    let vfuse = Vfuse::new(way).lab(&format!("[vfio]\nunlimited_memlock = true\n{fault}")).device("dsa,addr=01:00.0");
+    let mut program = vec![vfuse.place.program(&example("paging")).into_os_string()];
+    program.extend(options.iter().map(Into::into));
+    let outcome = vfuse.run(&program);
+    outcome.succeeded();
+    outcome
+}
+
+in_each_way! {
+    /// FAULT-1.2, FAULT-1.3: 32 MiB of which nothing is mapped.
+    fn pages_on_demand(way) {
+        let outcome = paging(way, FAULTS, &["--size", "32M", "--map", "64K"]);
+        outcome.said("32 MiB filled and verified; 512 page requests, 512 answered");
+        outcome.said("0 answers were not accepted, 0 descriptors ended early");
+    }
+}
+
+/// FAULT-1.5: every second answer is one too many.
+#[test]
+fn answers_come_twice() {
+    let outcome = paging(Way::RootNamespaces, FAULTS, &["--size", "16M", "--map", "64K", "--answer", "twice"]);
+    outcome.said("256 page requests, 256 answered");
+    outcome.said("256 answers were not accepted, 0 descriptors");
+}
+
+/// FAULT-3.1: the host has answered before; in no mode does the program's answer
+/// do anything. With nine bits an answer that comes too late has nothing to hit.
+#[test]
+fn answers_come_late() {
+    let quarantine = "[fault]\ntransport = \"9bit\"\nquarantine = true\n";
+    let options = ["--size", "16M", "--map", "64K", "--answer", "late"];
+    for (fault, count) in [(FAULTS, "0 answered"), (quarantine, "256 answered")] {
+        let outcome = paging(Way::RootNamespaces, fault, &options);
+        outcome.said("16 MiB filled and verified; 256 page requests");
+        outcome.said(count);
+        assert!(!outcome.text.contains(" 0 descriptors ended early"), "{}", outcome.text);
+    }
+}
+
+/// FAULT-1.3, FAULT-3.1: refusals, and silence until the host answers.
+#[test]
+fn answers_are_wrong_or_do_not_come() {
+    for manner in ["wrong", "never"] {
+        let options = ["--size", "16M", "--map", "64K", "--answer", manner];
+        paging(Way::RootNamespaces, FAULTS, &options).said("16 MiB filled and verified");
+    }
+}
