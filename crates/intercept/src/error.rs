@@ -21,6 +21,14 @@ pub enum Error {
         /// What `execve` said.
         source: io::Error,
     },
+    /// Nothing can be preloaded into the program.
+    #[error(
+        "cannot load a library into '{program}': it is linked statically; without --traps it runs, and devices see its stores a little later"
+    )]
+    Static {
+        /// As the user named it.
+        program: String,
+    },
     /// An argument or variable cannot be passed to a program.
     #[error("cannot run '{program}': an argument, a variable or a path has a NUL byte in it; take it out")]
     Nul {
@@ -85,7 +93,7 @@ impl Error {
     pub fn exit_code(&self) -> i32 {
         match self {
             Error::NotFound { .. } => 127,
-            Error::NotExecutable { .. } => 126,
+            Error::NotExecutable { .. } | Error::Static { .. } => 126,
             _ => 1,
         }
     }

@@ -78,6 +78,7 @@ mod opens;
 mod options;
 mod parked;
 mod paths;
+mod preload;
 mod processes;
 mod program;
 mod queues;

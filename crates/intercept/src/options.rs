@@ -68,6 +68,11 @@ pub struct Options {
     pub whole_process: bool,
     /// Wakes the front door from elsewhere.
     pub waker: Option<Waker>,
+    /// A shared library that is loaded into it, and into the programs that it
+    /// executes, before all others (`LD_PRELOAD`). It lies in a private
+    /// directory during the run. A program that is linked statically is
+    /// refused ([`Error::Static`](crate::Error::Static)).
+    pub preload: Option<&'static [u8]>,
 }
 
 impl Options {
@@ -82,6 +87,7 @@ impl Options {
             process_figures: false,
             whole_process: false,
             waker: None,
+            preload: None,
         }
     }
 }

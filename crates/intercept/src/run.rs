@@ -19,6 +19,7 @@ use crate::filter::{Choice, assemble};
 use crate::launch::{Launched, launch};
 use crate::mounts::{Plan, plan};
 use crate::parked::Parked;
+use crate::preload::{self, Preload};
 use crate::processes::Processes;
 use crate::program::Program;
 use crate::scratch::Scratch;
@@ -34,8 +35,12 @@ use crate::{Error, Isolation, Kernel, Options, Tree, Waker};
 /// The program has the caller's terminal, process group, working directory,
 /// environment and open standard streams. It is killed if the calling thread
 /// dies.
-pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Error> {
+pub fn run(mut options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Error> {
+    let preload = Preload::new(&mut options)?;
     let program = Program::new(&options)?;
+    if preload.is_some() {
+        preload::check(&program.candidates, &program.name)?;
+    }
     let signals = match options.whole_process {
         true => Some(Signals::catch().map_err(Error::os("catching signals"))?),
         false => None,
@@ -126,7 +131,7 @@ pub fn run(options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, Erro
     main.0 = None;
     let mut state = shared.state.into_inner().unwrap_or_else(|e| e.into_inner());
     state.release_all();
-    drop(started.scratch);
+    drop((started.scratch, preload));
     match (exec_error, status) {
         (Some(errno), _) => Err(program.error(errno)),
         (None, Some(status)) => Ok(status),

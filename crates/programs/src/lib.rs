@@ -18,7 +18,7 @@ pub use child::{Outcome, run_child};
 pub use guest::{Guest, GuestReport, TestDisk};
 pub use hugepages::HugePages;
 pub use kselftest::{Expected, Report, Verdict, selftest};
-pub use place::{Place, build_file, example, need_program, traps_library, vfuse_binary};
+pub use place::{Place, build_file, example, need_program, vfuse_binary};
 pub use run::{Vfuse, Way};
 
 /// Makes one test for each way in which a program can be run: as root in a

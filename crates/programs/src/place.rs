@@ -20,18 +20,6 @@ pub fn vfuse_binary() -> PathBuf {
     binary
 }
 
-/// The library that makes a program's accesses to mapped BARs trap, which Cargo
-/// has built beside this test.
-///
-/// # Panics
-/// If it is not there.
-#[must_use]
-pub fn traps_library() -> PathBuf {
-    let library = vfuse_binary().with_file_name("examples").join("libtraps.so");
-    assert!(library.is_file(), "{} is missing: run `make build`", library.display());
-    library
-}
-
 /// An example program of this crate.
 ///
 /// # Panics

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::geteuid;
 
-use crate::{Outcome, Place, run_child, traps_library, vfuse_binary};
+use crate::{Outcome, Place, run_child, vfuse_binary};
 
 /// The unprivileged user and group of the tests that root starts.
 const NOBODY: u32 = 65534;
@@ -88,21 +88,13 @@ pub struct Vfuse {
     options: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     limit: Duration,
-    traps: bool,
 }
 
 impl Vfuse {
     /// With the default lab.
     #[must_use]
     pub fn new(way: Way) -> Vfuse {
-        Vfuse {
-            place: Place::new(),
-            way,
-            options: Vec::new(),
-            environment: Vec::new(),
-            limit: Duration::from_secs(60),
-            traps: false,
-        }
+        Vfuse { place: Place::new(), way, options: Vec::new(), environment: Vec::new(), limit: Duration::from_secs(60) }
     }
 
     /// Adds options.
@@ -131,12 +123,10 @@ impl Vfuse {
         self
     }
 
-    /// The program's accesses to mapped BARs trap: it is run with the library
-    /// of `examples/traps`.
+    /// The program's accesses to mapped BARs trap.
     #[must_use]
-    pub fn traps(mut self) -> Vfuse {
-        self.traps = true;
-        self
+    pub fn traps(self) -> Vfuse {
+        self.options(["--traps"])
     }
 
     /// How long it may take; a minute if not said.
@@ -185,11 +175,6 @@ impl Vfuse {
         let vfuse = self.place.program(&vfuse_binary());
         let mut command = self.way.command(vfuse);
         command.arg("run").arg("--isolation").arg(self.way.isolation()).args(&self.options).arg("--");
-        if self.traps {
-            let mut preload = OsString::from("LD_PRELOAD=");
-            preload.push(self.place.program(&traps_library()));
-            command.arg("env").arg(preload);
-        }
         command.args(program).current_dir(self.place.path("")).env_remove("RUST_LOG");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command

@@ -190,6 +190,13 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) sysfs_writable: bool,
 
+    /// Have each access of the program to a mapped BAR reach the device, for
+    /// programs that read a status right behind a store, or store one command
+    /// after the other to the same address. Costs some microseconds an access.
+    /// Not for programs that are linked statically.
+    #[arg(long)]
+    pub(crate) traps: bool,
+
     /// Write every call and device event to this file, one JSON object a line.
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,

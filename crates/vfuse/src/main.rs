@@ -26,6 +26,9 @@ use crate::args::{AerCommand, Arguments, Command, DeviceCommand, LabCommand, Run
 /// Usage errors, a lab that cannot be used among them, as in most commands.
 const USAGE: u8 = 2;
 
+/// The library of `--traps` (crate `traps`, compiled by the build script).
+const TRAPS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libtraps.so"));
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.command {
@@ -79,6 +82,10 @@ fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
     options.sysfs_writable = run.sysfs_writable;
     options.process_figures = process_figures;
     options.whole_process = true;
+    if run.traps {
+        anyhow::ensure!(!TRAPS.is_empty(), "--traps is for x86-64 programs; run this one without");
+        options.preload = Some(TRAPS);
+    }
     options.waker = Some(waker);
     let status = intercept::run(options, Box::new(kernel::Running::new(host, platform)))?;
     drop(control);

@@ -85,3 +85,26 @@ fn the_trace_is_one_object_a_line() {
     assert!(events.iter().all(|e| e["ns"].is_u64() && e["event"].is_string() && e["level"].is_string()));
     assert!(events.iter().any(|e| e["event"] == "run" && e["isolation"].is_string()), "{text}");
 }
+
+/// What is linked statically loads no library; nothing is left of one.
+#[test]
+fn traps_are_for_programs_that_can_have_them() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = Scratch::new("traps");
+    // An ELF header and one segment to be loaded: no interpreter.
+    let mut program = vec![0; 64 + 56];
+    program[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    (program[32], program[54], program[56], program[64]) = (64, 56, 1, 1);
+    let path = scratch.path("static");
+    std::fs::write(&path, program).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (status, complaint) = refused(&["run", "--traps", "--", &path]);
+    assert!(status == 126 && complaint.contains("linked statically"), "{status}: {complaint}");
+
+    // A program of the program has it too.
+    let output = vfuse(&["run", "--traps", "--", "sh", "-c", "sh -c 'echo $LD_PRELOAD; cat /proc/self/maps'"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let library = text.lines().next().unwrap();
+    assert!(output.status.success() && text.matches(library).count() > 1, "{text}");
+    assert!(!Path::new(library).exists());
+}

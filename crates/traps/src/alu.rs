@@ -75,3 +75,26 @@ impl Alu {
         (result, new)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Flags as the processor gives them.
+    #[test]
+    fn results_and_flags() {
+        for (operation, a, b, size, result, flags) in [
+            (Alu::Add, 0xff, 1, 1, 0, CARRY | PARITY | AUXILIARY | ZERO),
+            (Alu::Add, 0x7fff_ffff, 1, 4, 0x8000_0000, PARITY | AUXILIARY | SIGN | OVERFLOW),
+            (Alu::Subtract, 0, 1, 2, 0xffff, CARRY | PARITY | AUXILIARY | SIGN),
+            (Alu::Compare, 5, 5, 8, 0, PARITY | ZERO),
+            (Alu::Or, 0, 1 << 63, 8, 1 << 63, PARITY | SIGN),
+            (Alu::Xor, 0xf0, 0xf1, 4, 1, 0),
+        ] {
+            assert_eq!(operation.apply(a, b, size, 0), (result, flags), "{operation:?} {a:#x} {b:#x}");
+        }
+        assert_eq!(Alu::AddCarry.apply(1, 1, 4, CARRY), (3, PARITY));
+        assert_eq!(Alu::SubtractBorrow.apply(1, 1, 4, CARRY).0, 0xffff_ffff);
+        assert!((0..7).all(|number| Alu::of(number).has_result()) && !Alu::of(7).has_result());
+    }
+}

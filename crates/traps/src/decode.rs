@@ -217,3 +217,62 @@ fn wide(code: &mut Code<'_>, prefixes: Prefixes) -> Option<Instruction> {
 fn finish(code: &Code<'_>, prefixes: Prefixes, action: Action, size: u8, address: Address) -> Instruction {
     Instruction { action, size, address, len: code.at as u8, rex: prefixes.rex != 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(bytes: &[u8]) -> Instruction {
+        let found = decode(bytes).unwrap_or_else(|| panic!("{bytes:02x?}"));
+        assert_eq!(usize::from(found.len), bytes.len(), "{bytes:02x?}");
+        found
+    }
+
+    /// Encodings as the assembler gives them.
+    #[test]
+    fn loads_and_stores_are_read_off() {
+        let load = |to, width, sign| Action::Load { to, width, sign };
+        for (bytes, action, size, displacement) in [
+            (&[0x8b, 0x47, 0x54][..], load(0, 4, false), 4, 0x54), // mov eax, [rdi+0x54]
+            (&[0x4c, 0x8b, 0x3e], load(15, 8, false), 8, 0),       // mov r15, [rsi]
+            (&[0x0f, 0xb7, 0x02], load(0, 4, false), 2, 0),        // movzx eax, word [rdx]
+            (&[0x48, 0x0f, 0xbe, 0x02], load(0, 8, true), 1, 0),   // movsx rax, byte [rdx]
+            (&[0x48, 0x63, 0x01], load(0, 8, true), 4, 0),         // movsxd rax, dword [rcx]
+            (&[0x89, 0x8a, 0xa0, 0, 0, 0], Action::Store(Other::Register(1)), 4, 0xa0), // mov [rdx+0xa0], ecx
+            (&[0xc7, 0x00, 0x05, 0, 0, 0], Action::Store(Other::Immediate(5)), 4, 0), // mov dword [rax], 5
+            (&[0x66, 0xc7, 0x00, 0xff, 0xff], Action::Store(Other::Immediate(u64::MAX)), 2, 0), // mov word [rax], -1
+            (&[0x83, 0x48, 0x08, 0x01], Action::Change(Alu::Or, Other::Immediate(1)), 4, 8), // or dword [rax+8], 1
+            (&[0x85, 0x01], Action::Change(Alu::Test, Other::Register(0)), 4, 0), // test [rcx], eax
+            (&[0x03, 0x01], Action::Combine(Alu::Add, 0), 4, 0),   // add eax, [rcx]
+            (&[0x87, 0x01], Action::Exchange(0), 4, 0),            // xchg [rcx], eax
+            (&[0xf3, 0x0f, 0x6f, 0x06], Action::LoadVector(0), 16, 0), // movdqu xmm0, [rsi]
+            (&[0x66, 0x0f, 0xd6, 0x0f], Action::StoreVector(1), 8, 0), // movq [rdi], xmm1
+            (&[0x66, 0x0f, 0x38, 0xf8, 0x02], Action::Move64(0), 64, 0), // movdir64b rax, [rdx]
+            (&[0xf2, 0x0f, 0x38, 0xf8, 0x02], Action::Enqueue(0), 64, 0), // enqcmd rax, [rdx]
+        ] {
+            let found = known(bytes);
+            assert_eq!((found.action, found.size), (action, size), "{bytes:02x?}");
+            assert_eq!(found.address.displacement, displacement, "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_off() {
+        // mov eax, [r9+r12*4-8]
+        let address = known(&[0x43, 0x8b, 0x44, 0xa1, 0xf8]).address;
+        assert_eq!((address.base, address.index, address.displacement), (Some(9), Some((12, 2)), -8));
+        // mov eax, [rip+0x10]
+        let address = known(&[0x8b, 0x05, 0x10, 0, 0, 0]).address;
+        assert!(address.relative && address.base.is_none() && address.displacement == 0x10);
+        // mov eax, [0x1000]
+        let address = known(&[0x8b, 0x04, 0x25, 0, 0x10, 0, 0]).address;
+        assert_eq!((address.base, address.index, address.displacement), (None, None, 0x1000));
+    }
+
+    #[test]
+    fn what_is_no_access_or_not_whole_is_refused() {
+        for bytes in [&[0x8b, 0xc1][..], &[0x90], &[0x8b], &[0x8b, 0x84, 0x24, 1], &[0x66], &[0xff, 0x00], &[]] {
+            assert!(decode(bytes).is_none(), "{bytes:02x?}");
+        }
+    }
+}

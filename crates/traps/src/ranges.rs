@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicUsize, Ordering};
 
+use crate::c;
+
 /// A mapped part of a device's file. Free while its length is zero.
 struct Range {
     start: AtomicUsize,
@@ -53,7 +55,7 @@ pub(crate) fn remove(start: usize, len: usize) {
             range.len.store(0, Ordering::Release);
             let fd = range.fd.swap(-1, Ordering::AcqRel);
             // SAFETY: the descriptor is the range's own.
-            unsafe { libc::close(fd) };
+            unsafe { c::close(fd) };
         }
     }
 }
@@ -73,7 +75,7 @@ pub(crate) fn find(address: usize) -> Option<Place> {
 impl Place {
     pub(crate) fn load(self, bytes: &mut [u8]) {
         // SAFETY: the buffer is as long as it says.
-        let done = unsafe { libc::pread64(self.fd, bytes.as_mut_ptr().cast(), bytes.len(), self.offset) };
+        let done = unsafe { c::pread64(self.fd, bytes.as_mut_ptr().cast(), bytes.len(), self.offset) };
         if done != bytes.len() as isize {
             // A bus answers so when nobody is there.
             bytes.fill(0xff);
@@ -83,7 +85,7 @@ impl Place {
     /// A store that nobody takes is lost, as on a bus.
     pub(crate) fn store(self, bytes: &[u8]) {
         // SAFETY: the buffer is as long as it says.
-        unsafe { libc::pwrite64(self.fd, bytes.as_ptr().cast(), bytes.len(), self.offset) };
+        unsafe { c::pwrite64(self.fd, bytes.as_ptr().cast(), bytes.len(), self.offset) };
     }
 
     /// A place some bytes further on.
