@@ -33,8 +33,14 @@ pub(crate) fn rows(table: &mut Table) {
             Ok(Figures::times(in_turn(ROUNDS, || ask(ours), || ask(bare))?))
         });
     }
+    table.row("  the same / with the query and the write-back, too", Goal::None, || {
+        let (ours, _) = clients.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+        let thorough = RefCell::new(floor::start(true)?);
+        let ask = |client: &RefCell<Client>| client.borrow_mut().ask(PAIR, CALLS);
+        Ok(Figures::times(in_turn(ROUNDS, || ask(ours), || ask(&thorough))?))
+    });
 }
 
 fn start() -> Result<(RefCell<Client>, RefCell<Client>)> {
-    Ok((RefCell::new(Client::start(under_vfuse([])?)?), RefCell::new(floor::start()?)))
+    Ok((RefCell::new(Client::start(under_vfuse([])?)?), RefCell::new(floor::start(false)?)))
 }

@@ -4,10 +4,13 @@
 //!
 //! It does what the kernel makes unavoidable: it receives the call, copies
 //! between the two processes as many bytes as the real answer has, and sends
-//! the answer. Supervisor and client are not pinned and sleep while it is the
+//! the answer. The thorough one also makes the two calls without which the
+//! answers to a mapping and its removal could not be Linux's: what the program
+//! has mapped there, and the structure written back. Supervisor and client are not pinned and sleep while it is the
 //! other's turn, as under `vfuse run`.
 #![allow(unsafe_code)] // seccomp, and a closure between fork and exec
 
+use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -55,15 +58,15 @@ struct Answer {
     flags: u32,
 }
 
-/// Starts a client under the bare supervisor.
-pub(crate) fn start() -> Result<Client> {
+/// Starts a client under the bare supervisor; `thorough`: see above.
+pub(crate) fn start(thorough: bool) -> Result<Client> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let filter = filter();
     let mut command = own(client::FLOOR)?;
     // SAFETY: system calls only, and nothing is allocated.
     unsafe { command.pre_exec(move || send(&theirs, install(&filter)?)) };
     // The program is past its exec when it is ready; the listener comes before.
-    let waiting = std::thread::spawn(move || receive(&ours).map(serve));
+    let waiting = std::thread::spawn(move || receive(&ours).map(|listener| serve(listener, thorough)));
     let client = Client::start(command);
     if waiting.is_finished()
         && let Ok(Err(error)) = waiting.join()
@@ -135,10 +138,11 @@ fn receive(socket: &OwnedFd) -> Result<OwnedFd> {
 }
 
 /// Answers until nobody is left.
-fn serve(listener: OwnedFd) {
+fn serve(listener: OwnedFd, thorough: bool) {
     let fd = listener.as_raw_fd();
     // SAFETY: the flags are a number.
     unsafe { libc::ioctl(fd, SET_FLAGS, SYNC_WAKE_UP) };
+    let mut maps: Option<File> = None;
     loop {
         let mut call = Notification::default();
         // SAFETY: RECV fills one structure of this size.
@@ -147,6 +151,9 @@ fn serve(listener: OwnedFd) {
                 continue;
             }
             return;
+        }
+        if thorough && c_long::from(call.nr) == libc::SYS_ioctl {
+            extra(&call, &mut maps);
         }
         let mut answer = Answer { id: call.id, val: answer(&call), error: 0, flags: 0 };
         // SAFETY: SEND reads one structure of this size.
@@ -173,6 +180,28 @@ fn answer(call: &Notification) -> i64 {
         _ => {}
     }
     0
+}
+
+/// What a mapping and its removal take besides.
+fn extra(call: &Notification, maps: &mut Option<File>) {
+    const PROCMAP_QUERY: libc::Ioctl = libc::_IOWR::<[u64; 13]>('f' as u32, 17);
+    match call.args[1] as u32 {
+        type1::MAP_DMA => {
+            let Some(maps) = maps.as_ref() else {
+                *maps = File::open(format!("/proc/{}/maps", call.pid)).ok();
+                return;
+            };
+            // Size, flags and address; the argument lies in mapped memory, too.
+            let mut query = [0u64; 13];
+            (query[0], query[2]) = (size_of_val(&query) as u64, call.args[2]);
+            // SAFETY: PROCMAP_QUERY reads and writes a structure of the size given in it.
+            unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, query.as_mut_ptr()) };
+            std::hint::black_box(&query);
+        }
+        // The client gets zeros for what it is about to forget.
+        type1::UNMAP_DMA => copy(call, call.args[2], size_of::<type1::DmaUnmap>(), Way::To),
+        _ => {}
+    }
 }
 
 /// Seen from here.

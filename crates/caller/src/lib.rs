@@ -51,6 +51,8 @@ pub enum Capability {
     IpcLock,
     /// `CAP_SYS_RAWIO`: no-IOMMU groups.
     SysRawio,
+    /// `CAP_SYS_ADMIN`: resets of buses through sysfs.
+    SysAdmin,
     /// `CAP_SYS_RESOURCE`: choice of accounting.
     SysResource,
 }

@@ -19,6 +19,7 @@ mod container;
 mod device;
 mod dsa;
 mod fabric;
+mod intercepted;
 mod ioat;
 mod iommufd;
 mod lab;
@@ -40,7 +41,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "container", run: container::run, seeds: container::seeds },
     Target { name: "device", run: device::run, seeds: device::seeds },
     Target { name: "regions", run: regions::run, seeds: regions::seeds },
@@ -51,6 +52,7 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "lab", run: lab::run, seeds: lab::seeds },
     Target { name: "sysfs", run: sysfs::run, seeds: sysfs::seeds },
     Target { name: "fabric", run: fabric::run, seeds: fabric::seeds },
+    Target { name: "intercept", run: intercept::fuzzing::decode, seeds: intercepted::seeds },
     Target { name: "aer", run: aer::run, seeds: aer::seeds },
 ];
 

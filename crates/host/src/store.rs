@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Stores to sysfs attributes: binding drivers, enabling VFs, resets.
 
-use caller::Reply;
+use caller::{Caller, Capability, Reply};
 use device::{Driver, Slot};
 use pci::Address;
 use uapi::Errno;
@@ -13,6 +13,14 @@ use crate::lab::LabError;
 use crate::unbind::Stored;
 
 impl Host {
+    /// Whether the caller may write to the attribute at `path` at all, besides
+    /// what the file's mode says: `EPERM`. Asked before what is written counts.
+    pub fn may_store(&self, path: &str, caller: &dyn Caller) -> Result<(), Errno> {
+        // GRP-042
+        let restricted = path.ends_with("/reset_subordinate");
+        if restricted && !caller.capable(Capability::SysAdmin) { Err(Errno::EPERM) } else { Ok(()) }
+    }
+
     /// A program has written `data` to the attribute at `path`; the bytes
     /// taken, always all of them. It [waits](Reply::Parked) for the device's
     /// lock and for the users of a device that is unbound.

@@ -405,3 +405,15 @@ fn functions_with_resets_as_told() {
     let complaint = lab("bus", false).unwrap_err().to_string();
     assert!(complaint.starts_with("test:5:10: `resets`: `bus` is not a reset of a function"), "{complaint}");
 }
+
+/// GRP-042: a bus is reset by who has `CAP_SYS_ADMIN`, which is asked before
+/// what was written is looked at; other attributes go by their mode.
+#[test]
+fn resetting_a_bus_takes_a_capability() {
+    let (host, client) = (one(), caller::testing::Client::new(1));
+    let below = format!("{PORT}/reset_subordinate");
+    assert_eq!(host.may_store(&below, &client), Err(Errno::EPERM));
+    assert_eq!(host.may_store(&format!("{DEVICE}/reset"), &client), Ok(()));
+    client.capabilities.borrow_mut().push(caller::Capability::SysAdmin);
+    assert_eq!(host.may_store(&below, &client), Ok(()));
+}

@@ -59,6 +59,9 @@ macro_rules! thread {
 }
 pub(crate) use thread;
 
+/// Every kind of file.
+pub(crate) const KINDS: [FileKind; 6] =
+    [FileKind::Container, FileKind::Group, FileKind::Device, FileKind::Iommufd, FileKind::VhostVdpa, FileKind::Other];
 /// Most bytes that Linux moves in one `read` or `write`.
 const MAX_RW: u64 = 0x7fff_f000;
 /// Most buffers of one vectored call.
@@ -398,6 +401,11 @@ fn iovecs(thread: &Thread<'_>, addr: u64, count: u64) -> Result<Vec<(u64, u64)>,
     }
     let mut bytes = vec![0u8; count as usize * 16];
     thread.read(addr, &mut bytes)?;
+    buffers(&bytes)
+}
+
+/// Addresses and lengths of a list of buffers: `EINVAL` if they are too much.
+pub(crate) fn buffers(bytes: &[u8]) -> Result<Vec<(u64, u64)>, Errno> {
     let (pairs, _) = bytes.as_chunks::<16>();
     let mut total = 0u64;
     pairs
@@ -421,7 +429,7 @@ fn is_first(request: u32) -> bool {
 
 /// Whether a kind of file knows a request. If not, the number may have come
 /// to mean another file.
-fn belongs(kind: FileKind, request: u32) -> bool {
+pub(crate) fn belongs(kind: FileKind, request: u32) -> bool {
     if request >> 8 & 0xff == TYPE_VHOST {
         return kind == FileKind::VhostVdpa;
     }

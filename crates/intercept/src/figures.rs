@@ -69,7 +69,7 @@ fn same_numbers(tid: i32) -> bool {
 }
 
 /// The text with the figures added to the lines that have them.
-fn with_figures(text: &str, figures: Figures) -> String {
+pub(crate) fn with_figures(text: &str, figures: Figures) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for line in text.split_inclusive('\n') {
         let more = match line.split(':').next() {

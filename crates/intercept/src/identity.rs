@@ -106,7 +106,7 @@ pub(crate) fn is_cloexec(tid: i32, fd: i32) -> bool {
 
 /// Whether the description holds the lock on the byte of `file`:
 /// `lock: 1: OFDLCK ADVISORY WRITE -1 00:01:1042 7 7`.
-fn has_lock(info: &str, file: FileId) -> bool {
+pub(crate) fn has_lock(info: &str, file: FileId) -> bool {
     info.lines()
         .filter(|line| line.starts_with("lock:") && line.contains("OFDLCK"))
         .any(|line| line.split_ascii_whitespace().rev().nth(1).is_some_and(|start| start.parse() == Ok(file.0)))

@@ -54,6 +54,12 @@ pub trait Kernel: Send {
     /// The fake parts of `/dev`, `/sys` and `/proc`.
     fn tree(&self) -> Tree;
 
+    /// Whether the caller may write to an attribute at all.
+    fn may_write_attribute(&self, path: &str, caller: &dyn Caller) -> Result<(), Errno> {
+        let _ = (path, caller);
+        Ok(())
+    }
+
     /// A store to a writable attribute (absolute path, symlinks resolved); the
     /// bytes taken.
     fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<Reply, Errno>;
@@ -87,7 +93,8 @@ pub trait Kernel: Send {
         Figures::default()
     }
 
-    /// Somebody used the [`Waker`](crate::Waker).
+    /// Somebody used the [`Waker`](crate::Waker), or
+    /// [`Options::events`](crate::Options::events) is readable.
     fn attend(&mut self) {}
 }
 

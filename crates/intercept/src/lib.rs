@@ -66,6 +66,8 @@ mod farm;
 mod figures;
 mod files;
 mod filter;
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod ints;
 mod janitor;

@@ -29,7 +29,7 @@ fn maps(pid: u32) -> Option<String> {
 
 /// Whether a line of `maps` is about the range: `start-end perms offset
 /// major:minor inode path`.
-fn touches(line: &str, (dev, inode): InodeId, offset: u64, len: u64) -> bool {
+pub(crate) fn touches(line: &str, (dev, inode): InodeId, offset: u64, len: u64) -> bool {
     let hex = |word: &str| u64::from_str_radix(word, 16).ok();
     let mut words = line.split_ascii_whitespace();
     let parsed = (|| {

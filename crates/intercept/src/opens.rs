@@ -159,6 +159,7 @@ impl State {
         let thread = thread!(self, process, n.tid);
         let mut data = vec![0u8; len.min(u64::from(ATTRIBUTE_MAX)) as usize];
         thread.read(buf, &mut data)?;
+        self.kernel.may_write_attribute(&path, &thread)?;
         self.store(path, data)
     }
 
@@ -196,7 +197,7 @@ impl State {
 }
 
 /// Whether a path can lead to the fake tree, going by its text.
-fn may_be_fake(path: &str) -> bool {
+pub(crate) fn may_be_fake(path: &str) -> bool {
     let bytes = std::ffi::OsStr::new(path).as_bytes();
     [b"/dev".as_slice(), b"/sys", b"/proc"].iter().any(|top| bytes.starts_with(top))
         || path.contains("..")

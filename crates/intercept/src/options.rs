@@ -2,6 +2,8 @@
 //! How a program is to be run.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::Waker;
 
@@ -68,6 +70,9 @@ pub struct Options {
     pub whole_process: bool,
     /// Wakes the front door from elsewhere.
     pub waker: Option<Waker>,
+    /// Readable while there is something for
+    /// [`Kernel::attend`](crate::Kernel::attend) to take.
+    pub events: Option<Arc<OwnedFd>>,
     /// A shared library that is loaded into it, and into the programs that it
     /// executes, before all others (`LD_PRELOAD`). It lies in a private
     /// directory during the run. A program that is linked statically is
@@ -87,6 +92,7 @@ impl Options {
             process_figures: false,
             whole_process: false,
             waker: None,
+            events: None,
             preload: None,
         }
     }

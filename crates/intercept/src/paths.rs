@@ -54,6 +54,11 @@ enum What {
     Xattr,
 }
 
+/// Whether a call names a file.
+pub(crate) fn is_path_call(n: &Notification) -> bool {
+    decode(n).is_some()
+}
+
 fn decode(n: &Notification) -> Option<Call> {
     const CWD: i32 = libc::AT_FDCWD;
     let [a, b, c, d, e, _] = n.args;

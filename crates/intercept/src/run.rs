@@ -112,6 +112,7 @@ pub fn run(mut options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, 
             ends,
             signals,
             waker: options.waker.clone(),
+            events: options.events.clone(),
             nudge,
             server: this_thread(),
         };

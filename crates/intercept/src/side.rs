@@ -27,6 +27,7 @@ const EXEC: u64 = 5;
 const SIGNALS: u64 = 6;
 const WAKER: u64 = 7;
 const NUDGE: u64 = 8;
+const EVENTS: u64 = 9;
 
 /// How the program went.
 #[derive(Debug, Default)]
@@ -46,6 +47,8 @@ pub(crate) struct Side<'a> {
     pub(crate) ends: Arc<OwnedFd>,
     pub(crate) signals: Option<Signals>,
     pub(crate) waker: Option<Waker>,
+    /// Readable while there is something to attend to.
+    pub(crate) events: Option<Arc<OwnedFd>>,
     /// The serving thread has something for this one.
     pub(crate) nudge: Waker,
     /// The thread that serves, to be woken on kernels before 6.11.
@@ -72,6 +75,9 @@ impl Side<'_> {
         }
         if let Some(waker) = &self.waker {
             add(waker, WAKER, EventFlags::IN)?;
+        }
+        if let Some(events) = &self.events {
+            add(&**events, EVENTS, EventFlags::IN)?;
         }
 
         let mut verdict = Verdict::default();
@@ -113,8 +119,8 @@ impl Side<'_> {
                             verdict.status = signals.handle(self.pid, verdict.status, self.shared);
                         }
                     }
-                    WAKER => {
-                        if let Some(waker) = &self.waker {
+                    mark @ (WAKER | EVENTS) => {
+                        if let Some(waker) = self.waker.as_ref().filter(|_| mark == WAKER) {
                             waker.clear();
                         }
                         let mut state = self.shared.lock();

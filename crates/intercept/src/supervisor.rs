@@ -191,7 +191,7 @@ impl State {
     }
 }
 
-fn transfer_of(nr: i32) -> Option<Transfer> {
+pub(crate) fn transfer_of(nr: i32) -> Option<Transfer> {
     let how = |write, vectored, flags| Some(Transfer { write, vectored, flags, plain: false });
     let plain = |write, vectored| Some(Transfer { write, vectored, flags: false, plain: true });
     match libc::c_long::from(nr) {

@@ -106,6 +106,7 @@ impl Capabilities {
         let bit = match capability {
             Capability::IpcLock => 14,
             Capability::SysRawio => 17,
+            Capability::SysAdmin => 21,
             Capability::SysResource => 24,
         };
         self.effective >> bit & 1 != 0
@@ -145,7 +146,11 @@ mod tests {
         assert!(all.has_in_own_namespace(Capability::IpcLock));
         let only_lock = Capabilities { effective: 1 << 14, first_namespace: Some(true) };
         assert!(only_lock.has(Capability::IpcLock));
-        assert!(!only_lock.has(Capability::SysRawio) && !only_lock.has(Capability::SysResource));
+        assert!(
+            !only_lock.has(Capability::SysRawio)
+                && !only_lock.has(Capability::SysAdmin)
+                && !only_lock.has(Capability::SysResource)
+        );
     }
 
     #[test]

@@ -131,6 +131,10 @@ impl intercept::Kernel for Running {
         self.host().tree()
     }
 
+    fn may_write_attribute(&self, path: &str, caller: &dyn Caller) -> Result<(), Errno> {
+        self.host().may_store(path, caller)
+    }
+
     fn write_attribute(&mut self, path: &str, data: &[u8]) -> Result<Reply, Errno> {
         let result = self.act(|host| host.store(path, data));
         self.place();

@@ -87,6 +87,7 @@ fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
         options.preload = Some(TRAPS);
     }
     options.waker = Some(waker);
+    options.events = Some(platform.events());
     let status = intercept::run(options, Box::new(kernel::Running::new(host, platform)))?;
     drop(control);
     intercept::exit_like(status)

@@ -3,8 +3,8 @@
 //! that somebody else signals.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use anyhow::{Context, Result};
 use caller::{Platform, WatchId};
@@ -22,112 +22,128 @@ use sys::window::MemfdFiles;
 pub(crate) struct Real {
     clock: Clock,
     files: MemfdFiles,
-    watches: Arc<Watches>,
+    watches: Watches,
+    kicks: OnceLock<Arc<Kicks>>,
     waker: intercept::Waker,
 }
 
-/// What the core waits for: eventfds (irqfd and ioeventfd), and the time.
+/// What the core waits for: eventfds (irqfd and ioeventfd), and the time. The
+/// front door waits for `epoll` itself: a thread between the two cost a wake-up
+/// across cores (30 to 70 µs here) for each event.
 #[derive(Debug)]
 struct Watches {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     timer: OwnedFd,
-    state: Mutex<State>,
+    events: Mutex<HashMap<u64, Arc<EventFd>>>,
 }
 
 /// Stands for the timer among the watches.
 const TIMER: u64 = u64::MAX;
 
-#[derive(Default)]
-struct State {
-    events: HashMap<u64, Watched>,
-    fired: Vec<WatchId>,
-}
-
-/// An eventfd that is watched.
-enum Watched {
-    /// Its counter is taken, and the host told.
-    Taken(Arc<EventFd>),
-    /// Somebody is told at once. A descriptor of its own: queues may share an
-    /// eventfd.
-    Heard(OwnedFd, Arc<dyn Fn() + Send + Sync>),
-}
-
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("events", &self.events.len()).field("fired", &self.fired).finish()
-    }
-}
-
 impl Watches {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    fn events(&self) -> MutexGuard<'_, HashMap<u64, Arc<EventFd>>> {
+        self.events.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// Eventfds of which somebody is told at once, whatever the front door is at:
+/// a thread of their own waits for them, from the first on.
+struct Kicks {
+    epoll: OwnedFd,
+    heard: Mutex<HashMap<u64, Heard>>,
+}
+
+/// A descriptor of its own, since queues may share an eventfd, and who is told.
+type Heard = (OwnedFd, Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Kicks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kicks").field("heard", &self.heard().len()).finish_non_exhaustive()
+    }
+}
+
+impl Kicks {
+    fn start() -> std::io::Result<Arc<Kicks>> {
+        let kicks = Arc::new(Kicks { epoll: epoll::create(CreateFlags::CLOEXEC)?, heard: Mutex::default() });
+        let waiter = Arc::clone(&kicks);
+        std::thread::Builder::new().name("kicks".into()).spawn(move || waiter.wait())?;
+        Ok(kicks)
     }
 
-    /// Takes the counters of watched events for ever, and wakes whoever
-    /// collects what fired.
-    fn wait(&self, waker: &intercept::Waker) {
+    fn heard(&self) -> MutexGuard<'_, HashMap<u64, Heard>> {
+        self.heard.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn wait(&self) {
         let mut ready = Vec::with_capacity(64);
-        let mut heard: Vec<Arc<dyn Fn() + Send + Sync>> = Vec::new();
         loop {
             ready.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
-                    tracing::error!(%error, "irqfd and ioeventfd have stopped working");
+                    tracing::error!(%error, "kicks have stopped working");
                     return;
                 }
             }
-            let mut state = self.state();
-            let mut wanted = false;
-            heard.clear();
-            for event in &ready {
-                let id = event.data.u64();
-                if id == TIMER {
-                    let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
-                    wanted = true;
-                    continue;
-                }
-                match state.events.get(&id) {
-                    Some(Watched::Taken(event)) if event.take() > 0 => {
-                        state.fired.push(WatchId(id));
-                        wanted = true;
-                    }
-                    Some(Watched::Heard(_, signalled)) => heard.push(Arc::clone(signalled)),
-                    _ => {}
-                }
-            }
-            drop(state);
-            heard.iter().for_each(|signalled| signalled());
-            if wanted {
-                waker.wake();
-            }
+            let heard = self.heard();
+            let told: Vec<_> = ready
+                .iter()
+                .filter_map(|event| heard.get(&event.data.u64()))
+                .map(|(_, told)| Arc::clone(told))
+                .collect();
+            drop(heard);
+            told.iter().for_each(|signalled| signalled());
         }
+    }
+
+    fn add(&self, id: u64, event: &EventFd, signalled: Arc<dyn Fn() + Send + Sync>) -> std::io::Result<()> {
+        let own = event.as_fd().try_clone_to_owned()?;
+        let mut heard = self.heard();
+        // Edge-triggered: each signal is an event, though nobody takes the counter.
+        epoll::add(&self.epoll, &own, EventData::new_u64(id), EventFlags::IN | EventFlags::ET)?;
+        heard.insert(id, (own, signalled));
+        Ok(())
     }
 }
 
 impl Real {
-    /// `waker` is used when a watched event has fired; [`fired`](Self::fired) says which.
+    /// `waker` is for others to use (see [`Platform::waker`]).
     pub(crate) fn new(waker: intercept::Waker) -> Result<Arc<Real>> {
         let epoll = epoll::create(CreateFlags::CLOEXEC).context("cannot make an epoll descriptor")?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
             .context("cannot make a timer")?;
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN).context("cannot make a timer")?;
-        let watches = Arc::new(Watches { epoll, timer, state: Mutex::default() });
-        let waiter = Arc::clone(&watches);
-        let own = waker.clone();
-        std::thread::Builder::new()
-            .name("events".into())
-            .spawn(move || waiter.wait(&waker))
-            .context("cannot start a thread")?;
-        Ok(Arc::new(Real { clock: Clock::new(), files: MemfdFiles, watches, waker: own }))
+        let watches = Watches { epoll: Arc::new(epoll), timer, events: Mutex::default() };
+        Ok(Arc::new(Real { clock: Clock::new(), files: MemfdFiles, watches, kicks: OnceLock::new(), waker }))
     }
 
-    /// Takes the watches that fired since the last call.
+    /// Readable while [`fired`](Self::fired) has something to take.
+    pub(crate) fn events(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.watches.epoll)
+    }
+
+    /// Takes the counters of watched events; the watches that fired.
     pub(crate) fn fired(&self) -> Vec<WatchId> {
-        std::mem::take(&mut self.watches.state().fired)
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let (mut ready, mut fired) = (Vec::with_capacity(64), Vec::new());
+        let events = self.watches.events();
+        match epoll::wait(&self.watches.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&now)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => tracing::error!(%error, "irqfd and ioeventfd do not work"),
+        }
+        for event in &ready {
+            let id = event.data.u64();
+            if id == TIMER {
+                let _ = rustix::io::read(&self.watches.timer, &mut [0u8; 8]);
+            } else if events.get(&id).is_some_and(|event| event.take() > 0) {
+                fired.push(WatchId(id));
+            }
+        }
+        fired
     }
 
-    /// The waker is used at this time of [`now`](Platform::now), too.
+    /// [`events`](Self::events) is readable from this time of
+    /// [`now`](Platform::now) on, too.
     pub(crate) fn set_deadline(&self, at: Option<u64>) {
         // Zero disarms.
         let left = at.map_or(0, |at| at.saturating_sub(self.clock.now()).max(1));
@@ -151,36 +167,30 @@ impl Platform for Real {
             tracing::error!(%error, "an eventfd cannot be watched");
             return;
         }
-        self.watches.state().events.insert(id.0, Watched::Taken(event));
+        self.watches.events().insert(id.0, event);
     }
 
     fn listen(&self, id: WatchId, event: &Arc<dyn Event>, signalled: Arc<dyn Fn() + Send + Sync>) {
         let Some(event) = EventFd::of(event) else { return };
-        let own = match std::os::fd::AsFd::as_fd(&*event).try_clone_to_owned() {
-            Ok(own) => own,
-            Err(error) => {
-                tracing::error!(%error, "an eventfd cannot be listened to");
-                return;
-            }
+        let kicks = match self.kicks.get() {
+            Some(kicks) => Ok(kicks),
+            None => Kicks::start().map(|kicks| self.kicks.get_or_init(|| kicks)),
         };
-        let mut state = self.watches.state();
-        // Edge-triggered: each signal is an event, though nobody takes the counter.
-        let flags = EventFlags::IN | EventFlags::ET;
-        match epoll::add(&self.watches.epoll, &own, EventData::new_u64(id.0), flags) {
-            Ok(()) => {
-                state.events.insert(id.0, Watched::Heard(own, signalled));
-            }
-            Err(error) => tracing::error!(%error, "an eventfd cannot be listened to"),
+        if let Err(error) = kicks.and_then(|kicks| kicks.add(id.0, &event, signalled)) {
+            tracing::error!(%error, "an eventfd cannot be listened to");
         }
     }
 
     fn unwatch(&self, id: WatchId) {
-        // It is closed next, which takes it out as well.
-        let _ = match self.watches.state().events.remove(&id.0) {
-            Some(Watched::Taken(event)) => epoll::delete(&self.watches.epoll, &*event),
-            Some(Watched::Heard(own, _)) => epoll::delete(&self.watches.epoll, &own),
-            None => Ok(()),
-        };
+        if let Some(kicks) = self.kicks.get()
+            && let Some((own, _)) = kicks.heard().remove(&id.0)
+        {
+            // It is closed next, which takes it out as well.
+            let _ = epoll::delete(&kicks.epoll, &own);
+        }
+        if let Some(event) = self.watches.events().remove(&id.0) {
+            let _ = epoll::delete(&self.watches.epoll, &*event);
+        }
     }
 
     fn random(&self) -> [u8; 16] {
@@ -198,5 +208,43 @@ impl Platform for Real {
 
     fn device_files(&self) -> &dyn DeviceFiles {
         &self.files
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+    use super::*;
+
+    fn is_readable(fd: &OwnedFd, wait: i64) -> bool {
+        let wait = Timespec { tv_sec: wait, tv_nsec: 0 };
+        poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&wait)).unwrap() == 1
+    }
+
+    /// API-156: an event that is signalled acts once, and nobody is told of
+    /// one that is no longer watched.
+    #[test]
+    fn watched_events_and_deadlines_make_the_descriptor_readable() {
+        let real = Real::new(intercept::Waker::new().unwrap()).unwrap();
+        let events = real.events();
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        let signal = || rustix::io::write(&fd, &3u64.to_ne_bytes()).unwrap();
+        let event: Arc<dyn Event> = EventFd::new(fd.try_clone().unwrap()).unwrap();
+        real.watch(WatchId(7), &event);
+        assert!(!is_readable(&events, 0));
+        for _ in 0..3 {
+            signal();
+            signal();
+            assert!(is_readable(&events, 0));
+            assert_eq!(real.fired(), [WatchId(7)]);
+            assert!(!is_readable(&events, 0) && real.fired().is_empty());
+        }
+        real.set_deadline(Some(real.now() + 1_000_000));
+        assert!(is_readable(&events, 10));
+        assert!(real.fired().is_empty() && !is_readable(&events, 0));
+        real.unwatch(WatchId(7));
+        signal();
+        assert!(!is_readable(&events, 0));
     }
 }
