@@ -14,6 +14,8 @@ pub enum Node {
     VfioContainer,
     /// `/dev/vfio/N` (API-034).
     VfioGroup(u32),
+    /// `/dev/vfio/noiommu-N` (GRP-057).
+    VfioNoIommuGroup(u32),
     /// `/dev/vfio/devices/vfioN` (API-102).
     VfioCdev(u32),
     /// `/dev/iommu` (IOMMUFD-1.1).
@@ -26,6 +28,7 @@ impl fmt::Display for Node {
         match self {
             Node::VfioContainer => f.write_str("vfio/vfio"),
             Node::VfioGroup(group) => write!(f, "vfio/{group}"),
+            Node::VfioNoIommuGroup(group) => write!(f, "vfio/noiommu-{group}"),
             Node::VfioCdev(number) => write!(f, "vfio/devices/vfio{number}"),
             Node::Iommufd => f.write_str("iommu"),
         }

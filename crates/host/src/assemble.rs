@@ -66,7 +66,9 @@ pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed),
         if let Some(resets) = device.resets {
             (spec.flr, spec.no_soft_reset) = (resets.flr, !resets.pm);
         }
-        builder.add(Item::new(Place::At(*address), spec).named(&address.to_string()));
+        let mut item = Item::new(Place::At(*address), spec).named(&address.to_string());
+        item.no_iommu = !device.iommu;
+        builder.add(item);
         let slot = Slot { endpoint: Some(endpoint), ..Slot::default() };
         slots.insert(*address, slot);
     }

@@ -135,9 +135,10 @@ const DENIED: [(u16, u16); 8] = [
 ];
 
 /// Whether `driver` may take the function, as its probe would decide
-/// (API-192): vfio-pci refuses bridges, functions without a group and PFs with
+/// (API-192): vfio-pci refuses bridges, functions without a group (unless in
+/// no-IOMMU mode, GRP-057) and PFs with
 /// VFs enabled.
-pub(crate) fn probe(board: &Board, address: Address, driver: &Driver) -> Result<(), Errno> {
+pub(crate) fn probe(board: &Board, address: Address, driver: &Driver, noiommu: bool) -> Result<(), Errno> {
     let function = board.fabric.function(address).ok_or(Errno::ENODEV)?;
     match driver {
         Driver::VfioPci => {
@@ -145,7 +146,7 @@ pub(crate) fn probe(board: &Board, address: Address, driver: &Driver) -> Result<
                 return Err(Errno::EINVAL);
             }
             let slot: Option<&Slot> = board.slots.get(&address);
-            if slot.is_none_or(|s| s.endpoint.is_none()) || board.fabric.group(address).is_none() {
+            if slot.is_none_or(|s| s.endpoint.is_none()) || (board.fabric.group(address).is_none() && !noiommu) {
                 return Err(Errno::EINVAL);
             }
             if !board.fabric.virtual_functions(address).is_empty() {

@@ -98,6 +98,7 @@ impl Host {
         };
         let functions: Vec<Address> = host.board.fabric.functions().map(|(address, _)| address).collect();
         for address in functions {
+            host.form_noiommu_group(address);
             host.vfio.driver_bound(address, &host.board);
         }
         host.take_ids()?;
@@ -127,6 +128,7 @@ impl Host {
             iommu: self.lab.iommu.offers(),
             drivers: self.drivers.names(),
             errors: &self.errors.service,
+            reset_groups: self.lab.reset_groups,
         };
         sysfs::tree(&self.board, &facts)
     }
@@ -161,7 +163,7 @@ impl Host {
                 self.vfio.open_container(file);
                 FileKind::VfioContainer
             }
-            Node::VfioGroup(group) => {
+            Node::VfioGroup(group) | Node::VfioNoIommuGroup(group) => {
                 let (vfio, mut cx) = self.vfio_call(caller);
                 vfio.open_group(file, group, &mut cx)?;
                 FileKind::VfioGroup

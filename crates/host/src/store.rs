@@ -196,13 +196,31 @@ impl Host {
             return Ok(());
         };
         self.vfio.ensure_known(address, &mut self.board)?;
-        drivers::probe(&self.board, address, &driver)?;
+        drivers::probe(&self.board, address, &driver, self.lab.vfio.enable_unsafe_noiommu_mode)?;
         // GRP-029
         self.vfio.check_bind(address, &driver, &self.board)?;
         self.board.slots.entry(address).or_default().driver = Some(driver);
         self.save_for_driver(address);
+        self.form_noiommu_group(address);
         self.vfio.driver_bound(address, &self.board);
         Ok(())
+    }
+
+    /// A function without IOMMU gets a group of its own from vfio-pci, if that
+    /// is allowed (GRP-057); else vfio-pci does not take it.
+    pub(crate) fn form_noiommu_group(&mut self, address: Address) {
+        if self.board.driver(address) != Some(&Driver::VfioPci) || self.board.fabric.group(address).is_some() {
+            return;
+        }
+        if !self.lab.vfio.enable_unsafe_noiommu_mode {
+            if let Some(slot) = self.board.slots.get_mut(&address) {
+                slot.driver = None;
+            }
+            return;
+        }
+        if let Some(group) = self.board.fabric.form_group(address) {
+            self.vfio.add_noiommu_group(group, vec![address]);
+        }
     }
 
     /// GRP-050, GRP-051

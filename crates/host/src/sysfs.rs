@@ -26,6 +26,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) iommu: iommufd::LabIommu,
     pub(crate) drivers: &'a [String],
     pub(crate) errors: &'a ErrorService,
+    /// Whether `pci_reset_group` is shown.
+    pub(crate) reset_groups: bool,
 }
 
 /// The tree of a board.
@@ -84,7 +86,7 @@ fn bus(tree: &mut Tree, facts: &Facts<'_>) {
 fn modules(tree: &mut Tree, options: &vfio::Options) {
     let flag = |on: bool| if on { "Y\n" } else { "N\n" };
     let parameters: [(&str, &[(&str, String)]); 4] = [
-        ("vfio", &[("enable_unsafe_noiommu_mode", flag(false).into())]),
+        ("vfio", &[("enable_unsafe_noiommu_mode", flag(options.enable_unsafe_noiommu_mode).into())]),
         (
             "vfio_pci",
             &[
@@ -172,6 +174,14 @@ fn add_function(tree: &mut Tree, board: &Board, facts: &Facts<'_>, address: Addr
     let name = slot.and_then(|s| s.driver_override.as_deref()).unwrap_or("(null)");
     tree.attribute(format!("{dir}/driver_override"), Some(format!("{name}\n")));
 
+    // Extension: functions with the same port here are reset together.
+    if facts.reset_groups
+        && let Some(port) = board.fabric.parent(address)
+        && board.fabric.hot_reset_scope(address).is_ok()
+    {
+        number(tree, "pci_reset_group", port.to_string());
+    }
+
     // GRP-033
     let driver = slot.and_then(|s| s.driver.as_ref());
     // The links go first when a driver is taken away.
@@ -199,16 +209,26 @@ fn add_function(tree: &mut Tree, board: &Board, facts: &Facts<'_>, address: Addr
     if let Some(group) = board.fabric.group(address) {
         let of = format!("{GROUPS}/{group}");
         tree.link(&format!("{dir}/iommu_group"), &of);
-        tree.link(&format!("{dir}/iommu"), IOMMU);
         tree.link(&format!("{of}/devices/{address}"), &dir);
-        tree.link(&format!("{IOMMU}/devices/{address}"), &dir);
-        tree.text(format!("{of}/reserved_regions"), "0x00000000fee00000 0x00000000feefffff msi\n");
-        tree.attribute(format!("{of}/type"), Some("DMA-FQ\n".into()));
+        let noiommu = facts.vfio.is_noiommu(group);
+        if noiommu {
+            // GRP-054, GRP-057
+            tree.text(format!("{of}/name"), "vfio-noiommu\n");
+            tree.text(format!("{of}/reserved_regions"), "");
+            tree.attribute(format!("{of}/type"), Some("unknown\n".into()));
+        } else {
+            tree.link(&format!("{dir}/iommu"), IOMMU);
+            tree.link(&format!("{IOMMU}/devices/{address}"), &dir);
+            tree.text(format!("{of}/reserved_regions"), "0x00000000fee00000 0x00000000feefffff msi\n");
+            tree.attribute(format!("{of}/type"), Some("DMA-FQ\n".into()));
+        }
         if driver == Some(&Driver::VfioPci) {
-            tree.device(&format!("/dev/vfio/{group}"), Node::VfioGroup(group));
-            tree.link(&format!("/sys/class/vfio/{group}"), &format!("{DEVICES}/virtual/vfio/{group}"));
-            tree.text(format!("{DEVICES}/virtual/vfio/{group}/uevent"), format!("DEVNAME=vfio/{group}\n"));
-            tree.link(&format!("{DEVICES}/virtual/vfio/{group}/subsystem"), "/sys/class/vfio");
+            let node = if noiommu { Node::VfioNoIommuGroup(group) } else { Node::VfioGroup(group) };
+            let name = if noiommu { format!("noiommu-{group}") } else { group.to_string() };
+            tree.device(&format!("/dev/vfio/{name}"), node);
+            tree.link(&format!("/sys/class/vfio/{name}"), &format!("{DEVICES}/virtual/vfio/{name}"));
+            tree.text(format!("{DEVICES}/virtual/vfio/{name}/uevent"), format!("DEVNAME=vfio/{name}\n"));
+            tree.link(&format!("{DEVICES}/virtual/vfio/{name}/subsystem"), "/sys/class/vfio");
         }
     }
 

@@ -148,6 +148,9 @@ impl Host {
         removal.ask_at = None;
         self.set_locked(address, false);
         self.vfio.driver_unbound(address, &self.board, &mut self.iommufd);
+        if let Some(group) = self.vfio.remove_noiommu_group(address) {
+            self.board.fabric.dissolve_group(group);
+        }
         self.changed();
         true
     }

@@ -109,6 +109,79 @@ fn hot_resets_wait_for_the_link() {
     }
 }
 
+/// ERR-081: a PF is reset with its VFs in use or not; the registers of SR-IOV
+/// come back.
+#[test]
+fn a_pf_with_vfs() {
+    for ready in ["0", "500"] {
+        let more = format!("total_vfs = 2\nvfs = 2\nready_ms = {ready}\n");
+        let mut w = World::new(&format!("[vfio]\nenable_sriov = true\n{}{more}", function(0)));
+        let a = w.open(A);
+        let sriov = |w: &World| {
+            let function = w.host.board().fabric.function(at(A)).unwrap();
+            let base = function.extended_capability(pci::cap::EXT_SRIOV).unwrap();
+            (function.peek(base + 8, 2) & 1, function.peek(base + 0x10, 2))
+        };
+        assert_eq!(sriov(&w), (1, 2));
+        match w.host.ioctl(a, RESET, 0, &w.client).unwrap() {
+            Reply::Value(0) => assert_eq!(ready, "0"),
+            Reply::Parked(reset) => {
+                w.pass(3_000);
+                assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Ok(0)))]);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(sriov(&w), (1, 2));
+        assert_eq!(w.host.board().fabric.virtual_functions(at(A)).len(), 2);
+    }
+}
+
+/// HOT-036: a device is opened when the hot reset is over.
+#[test]
+fn opening_waits_for_a_hot_reset() {
+    let mut w = World::new(&format!("{}ready_ms = 2000\n{}", function(0), function(1)));
+    let (a, b) = (w.open(A), w.open(B));
+    w.host.release(b);
+    let reset = parked(hot_reset(&mut w, a));
+    let open = parked(w.open_again(B, 1));
+    w.pass(9_000);
+    assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Ok(0))), (open, Wake::Retry)]);
+    assert!(matches!(w.open_again(B, 1), Ok(Reply::NewFile(_))));
+}
+
+/// GRP-054, GRP-057, GRP-008: a function without IOMMU has a group in no-IOMMU
+/// mode as long as vfio-pci has it, and none else.
+#[test]
+fn no_iommu_mode() {
+    let device = format!("{}iommu = false\n", function(0));
+    let w = World::new(&device);
+    let path = format!("/sys/bus/pci/devices/{A}/driver");
+    assert!(w.host.tree().get(&path).is_none(), "vfio-pci does not take it");
+    let mut w = World::new(&format!("[vfio]\nenable_unsafe_noiommu_mode = true\n{device}"));
+    let group = w.host.functions().into_iter().find(|f| f.address == A).and_then(|f| f.group).unwrap();
+    let tree = w.host.tree();
+    assert_eq!(tree.get(&format!("/dev/vfio/{group}")), None);
+    assert!(tree.get(&format!("/dev/vfio/noiommu-{group}")).is_some());
+    assert_eq!(w.text(&format!("/sys/kernel/iommu_groups/{group}/name")), "vfio-noiommu\n");
+    assert_eq!(w.text("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"), "Y\n");
+    w.host.store("/sys/bus/pci/drivers/vfio-pci/unbind", A.as_bytes()).unwrap();
+    assert!(w.host.functions().into_iter().all(|f| f.address != A || f.group.is_none()));
+    assert_eq!(w.host.tree().get(&format!("/dev/vfio/noiommu-{group}")), None);
+    w.host.store(&format!("/sys/bus/pci/devices/{A}/driver_override"), b"vfio-pci").unwrap();
+    w.host.store("/sys/bus/pci/drivers_probe", A.as_bytes()).unwrap();
+    assert!(w.host.tree().get(&format!("/dev/vfio/noiommu-{group}")).is_some());
+}
+
+/// The lab key that shows reset groups; without it nothing is there.
+#[test]
+fn reset_groups_in_sysfs() {
+    let path = format!("/sys/devices/pci0000:00/{PORT}/{A}/pci_reset_group");
+    assert!(World::pair("").host.tree().get(&path).is_none());
+    let w = World::new(&format!("[vfio]\nreset_groups = true\n{}{}", function(0), function(1)));
+    assert_eq!(w.text(&path), format!("{PORT}\n"));
+    assert!(w.host.tree().get(&format!("/sys/devices/pci0000:00/{PORT}/pci_reset_group")).is_none(), "a root bus");
+}
+
 /// A program that is killed in the middle of its reset leaves nothing behind.
 #[test]
 fn killed_in_the_middle() {

@@ -61,6 +61,27 @@ impl Fabric {
         }
     }
 
+    /// Makes a group of one for a function that no IOMMU serves, as VFIO does
+    /// for its no-IOMMU mode (GRP-057): its number, or `None` if it has a group.
+    pub fn form_group(&mut self, address: Address) -> Option<u32> {
+        if self.group(address).is_some() {
+            return None;
+        }
+        let group = self.free_group();
+        self.nodes.get_mut(&address)?.group = Some(group);
+        self.groups.entry(group).or_default().insert(address);
+        Some(group)
+    }
+
+    /// Takes such a group away.
+    pub fn dissolve_group(&mut self, group: u32) {
+        for member in self.group_members(group) {
+            if self.nodes.get(&member).is_some_and(|node| node.no_iommu) {
+                self.leave_group(member);
+            }
+        }
+    }
+
     /// Takes a function that goes away out of its group; an empty group's
     /// number is free again.
     pub(crate) fn leave_group(&mut self, address: Address) {

@@ -25,9 +25,18 @@ pub(crate) struct Bound {
     group: u32,
     /// Through the device's own node.
     cdev: bool,
+    /// It claims the reset of all that falls with it.
+    claims_reset: bool,
     attached: bool,
     /// Attached by requests that named a PASID, 0 among them (API-119).
     pasids: BTreeSet<u32>,
+}
+
+impl Bound {
+    /// Its IOMMU group.
+    pub(crate) fn group(&self) -> u32 {
+        self.group
+    }
 }
 
 /// All bound devices.
@@ -60,7 +69,7 @@ impl Bindings {
             return Err(Errno::EPERM);
         }
         let id = iommufd.bind(context, binding(address, group, around)?)?;
-        let bound = Bound { context, id, group, cdev, attached: false, pasids: BTreeSet::new() };
+        let bound = Bound { context, id, group, cdev, claims_reset: false, attached: false, pasids: BTreeSet::new() };
         self.devices.insert(address, bound);
         Ok(id)
     }
@@ -121,6 +130,23 @@ impl Bindings {
     /// The device, if it is bound.
     pub(crate) fn get(&self, address: Address) -> Option<&Bound> {
         self.devices.get(&address)
+    }
+
+    /// The device claims the reset of all that falls with it.
+    pub(crate) fn claim_reset(&mut self, address: Address) {
+        if let Some(bound) = self.devices.get_mut(&address) {
+            bound.claims_reset = true;
+        }
+    }
+
+    /// Devices with such a claim, and whose it is.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = (Address, ContextId)> {
+        self.devices.iter().filter(|(_, bound)| bound.claims_reset).map(|(address, bound)| (*address, bound.context))
+    }
+
+    /// Bound devices of a context.
+    pub(crate) fn in_context(&self, context: ContextId) -> impl Iterator<Item = (Address, &Bound)> {
+        self.devices.iter().filter(move |(_, bound)| bound.context == context).map(|(address, bound)| (*address, bound))
     }
 
     /// Bound devices of a group: who has one owns the group's DMA.

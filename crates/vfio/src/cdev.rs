@@ -14,7 +14,8 @@ use iommufd::ContextId;
 use pci::Address;
 use uapi::Errno;
 use uapi::vfio::cdev::{AttachIommufdPt, BIND_TOKEN, BindIommufd, DetachIommufdPt, PT_PASID};
-use uapi::vfio::device::{ATTACH_IOMMUFD_PT, BIND_IOMMUFD, DETACH_IOMMUFD_PT};
+use uapi::vfio::device::{ATTACH_IOMMUFD_PT, BIND_IOMMUFD, DETACH_IOMMUFD_PT, FEATURE};
+use uapi::vfio::recovery::BIND_CLAIM_RESET;
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::args;
@@ -120,11 +121,13 @@ impl Vfio {
                 self.devices.idle(address, cx.board);
                 Some(result.map(done))
             }
+            FEATURE => self.context_feature(address, arg, cx).map(|result| result.map(Reply::Value)),
             _ => None,
         }
     }
 
-    /// API-105 to API-108
+    /// API-105 to API-108; with a claim (extension) `ENODEV` and `EBUSY` before
+    /// the device is bound.
     fn bind_iommufd(&mut self, file: FileId, address: Address, arg: u64, cx: &mut Context<'_>) -> Result<(), Errno> {
         let bind = read_bind(cx.caller, arg)?;
         let group = self.table.group_of(cx.board, address);
@@ -144,6 +147,11 @@ impl Vfio {
         if self.devices.is_open(address) {
             return Err(Errno::EINVAL); // API-104
         }
+        let claims = bind.flags & BIND_CLAIM_RESET != 0;
+        if claims {
+            self.may_claim(address, context, cx.board)?;
+        }
+        self.check_claim(address, Some(context), cx.board)?;
         let around = Around { options: &self.options, table: &self.table, board: cx.board };
         let id = self.bindings.bind(address, context, true, &around, cx.iommufd)?;
         let cdev = self.cdevs.get(file).map(|cdev| Arc::clone(&cdev.file));
@@ -158,7 +166,10 @@ impl Vfio {
             self.bindings.unbind(address, cx.iommufd);
             return Err(errno);
         }
-        tracing::info!(name: "vfio.bind_iommufd", device = %address, file = file.0, devid = id.0);
+        if claims {
+            self.bindings.claim_reset(address);
+        }
+        tracing::info!(name: "vfio.bind_iommufd", device = %address, file = file.0, devid = id.0, claims);
         Ok(())
     }
 
@@ -166,6 +177,11 @@ impl Vfio {
     fn attach_pt(&mut self, address: Address, arg: u64, cx: &mut Context<'_>) -> Result<(), Errno> {
         let mut attach: AttachIommufdPt = args::read(cx.caller, arg, AttachIommufdPt::MINSZ)?;
         let pasid = pasid_of(cx.caller, arg, attach.argsz, attach.flags, AttachIommufdPt::MINSZ)?;
+        // Its translations are blocked meanwhile (ERR-076).
+        let has_ats = |f: &pci::Function| f.extended_capability(pci::cap::EXT_ATS).is_some();
+        if self.devices.is_resetting(address) && cx.board.fabric.function(address).is_some_and(has_ats) {
+            return Err(Errno::EBUSY);
+        }
         attach.pt_id = self.bindings.attach(address, pasid, attach.pt_id, cx.iommufd)?;
         args::write_prefix(cx.caller, arg, &attach, AttachIommufdPt::MINSZ).inspect_err(|_| {
             // Also for a PASID: Linux drops what has none.
@@ -196,7 +212,7 @@ pub(crate) fn read_bind(caller: &dyn Caller, arg: u64) -> Result<BindIommufd, Er
     let mut bind = BindIommufd::new_zeroed();
     let known = (argsz as usize).min(size_of::<BindIommufd>());
     caller.read(arg, &mut bind.as_mut_bytes()[..known])?;
-    if bind.iommufd < 0 || bind.flags & !BIND_TOKEN != 0 {
+    if bind.iommufd < 0 || bind.flags & !(BIND_TOKEN | BIND_CLAIM_RESET) != 0 {
         return Err(Errno::EINVAL);
     }
     Ok(bind)

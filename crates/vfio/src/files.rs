@@ -186,6 +186,7 @@ impl Vfio {
         if group.kind == Kind::NoIommu && !group.has_open(device) && !cx.caller.capable(Capability::SysRawio) {
             return Err(Errno::EPERM);
         }
+        self.check_claim(device, None, cx.board)?;
         let new = cx.files.allocate();
         self.devices.open(new, device, &name, cx)?;
         self.groups.device_opened(file, device);
@@ -211,6 +212,7 @@ impl Vfio {
                 return Err(Errno::EPERM);
             }
         }
+        self.check_claim(device, Some(context), cx.board)?;
         let bind = first && kind == Kind::Iommu;
         if bind {
             let around = Around { options: &self.options, table: &self.table, board: cx.board };

@@ -16,6 +16,7 @@
 mod args;
 mod binding;
 mod cdev;
+mod claim;
 mod container;
 mod device;
 mod files;
@@ -159,6 +160,16 @@ impl Vfio {
 
     /// `ioctl` on a container, group or device file.
     pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, cx: &mut Context<'_>) -> Result<Reply, Errno> {
+        let result = self.dispatch(file, request, arg, cx);
+        if result.is_err()
+            && let Some(ticket) = self.devices.wait_if_busy(cx.parking)
+        {
+            return Ok(Reply::Parked(ticket));
+        }
+        result
+    }
+
+    fn dispatch(&mut self, file: FileId, request: u32, arg: u64, cx: &mut Context<'_>) -> Result<Reply, Errno> {
         // The same number means different things on different files (API-002).
         if self.containers.contains_key(&file) {
             self.container_ioctl(file, request, arg, cx)
@@ -256,6 +267,18 @@ impl Vfio {
         self.table.add_noiommu(group, members);
     }
 
+    /// vfio-pci was unbound from a function without IOMMU: the number of the
+    /// group that it had.
+    pub fn remove_noiommu_group(&mut self, address: Address) -> Option<u32> {
+        self.table.remove_noiommu(address)
+    }
+
+    /// Whether a group is one without IOMMU.
+    #[must_use]
+    pub fn is_noiommu(&self, group: u32) -> bool {
+        self.table.kind(group) == ownership::Kind::NoIommu
+    }
+
     /// Whether a driver may be bound to a function: `EBUSY` if it would do DMA
     /// of its own in a group that VFIO owns (GRP-029).
     pub fn check_bind(&self, address: Address, driver: &Driver, board: &Board) -> Result<(), Errno> {
@@ -264,7 +287,10 @@ impl Vfio {
         let owned = group.is_some_and(|n| {
             self.groups.by_number(n).is_some_and(contained) || self.bindings.in_group(n).next().is_some()
         });
-        if owned && ownership::owns_dma(driver) { Err(Errno::EBUSY) } else { Ok(()) }
+        if owned && ownership::owns_dma(driver) || self.claim_forbids(address, driver, board) {
+            return Err(Errno::EBUSY);
+        }
+        Ok(())
     }
 
     /// A function was plugged in. If its group is in a container or bound to an
@@ -433,9 +459,16 @@ impl device::GroupFacts for Facts<'_> {
         self.bindings.get(address).map(|bound| bound.context)
     }
 
+    fn claims(&self, board: &Board, address: Address, context: ContextId) -> bool {
+        claim::claimer(self.bindings, board, address) == Some(context)
+    }
+
     fn dev_id(&self, board: &Board, address: Address, context: ContextId) -> Option<u32> {
         if let Some(bound) = self.bindings.get(address).filter(|bound| bound.context == context) {
             return Some(bound.id.0);
+        }
+        if self.claims(board, address, context) {
+            return Some(0);
         }
         let group = self.table.group_of(board, address)?;
         self.bindings.in_group(group).any(|bound| bound.context == context).then_some(0)

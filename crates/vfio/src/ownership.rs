@@ -35,6 +35,14 @@ impl GroupTable {
         self.noiommu.insert(group, members);
     }
 
+    /// The group of a function without IOMMU is gone: its number.
+    pub(crate) fn remove_noiommu(&mut self, address: Address) -> Option<u32> {
+        let (group, _) = self.noiommu.iter().find(|(_, members)| members.contains(&address))?;
+        let group = *group;
+        self.noiommu.remove(&group);
+        Some(group)
+    }
+
     /// Puts a function into a group that the fabric knows nothing of.
     #[cfg(test)]
     pub(crate) fn add_member(&mut self, group: u32, address: Address) {

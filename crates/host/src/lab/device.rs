@@ -70,6 +70,8 @@ pub struct DeviceSpec {
     pub driver: Option<String>,
     /// Access Control Services on the function itself.
     pub acs: bool,
+    /// Whether the IOMMU serves it.
+    pub iommu: bool,
     /// How its kernel driver takes part in error recovery.
     pub on_error: ErrorPolicy,
     /// Nanoseconds after a reset of its bus until it answers; `u64::MAX` for
@@ -192,6 +194,7 @@ impl DeviceSpec {
             address: Some(Address::new(0, 1, 0, 0)),
             driver: Some("vfio-pci".into()),
             acs: false,
+            iommu: true,
             on_error: ErrorPolicy::GOOD,
             ready_time: 0,
             resets: None,
@@ -209,6 +212,7 @@ impl DeviceSpec {
         let address = section.take("addr")?;
         let driver: String = section.take_or("driver", "vfio-pci".into())?;
         let acs = section.take_or("acs", Switch(false))?.0;
+        let iommu = section.take_or("iommu", Switch(true))?.0;
         let on_error = section.take_or("on_error", ErrorPolicy::GOOD)?;
         let ready_time = section.take_or("ready_ms", Millis(0))?.0;
         let resets = section.take("resets")?;
@@ -229,7 +233,7 @@ impl DeviceSpec {
         };
         section.finish()?;
         let driver = Some(driver).filter(|d| d != "none");
-        Ok(DeviceSpec { address, driver, acs, on_error, ready_time, resets, model, place })
+        Ok(DeviceSpec { address, driver, acs, iommu, on_error, ready_time, resets, model, place })
     }
 }
 

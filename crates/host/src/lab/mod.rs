@@ -124,6 +124,8 @@ pub struct Lab {
     pub vfio: vfio::Options,
     /// Who serves `/dev/vfio/vfio`.
     pub container: ContainerServer,
+    /// Extension: sysfs shows which functions are reset together.
+    pub reset_groups: bool,
     /// `ids` of vfio-pci: `vendor:device[:sub:sub[:class[:mask]]]` in hex; such
     /// functions are vfio-pci's unless the lab says otherwise.
     pub ids: Vec<String>,
@@ -152,6 +154,7 @@ impl Default for Lab {
             },
             vfio: vfio::Options::default(),
             container: ContainerServer::default(),
+            reset_groups: false,
             ids: Vec::new(),
             ports: Vec::new(),
             devices: Vec::new(),
@@ -202,6 +205,7 @@ impl Lab {
                     let ids: String = section.take_or("ids", String::new())?;
                     lab.ids = ids.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect();
                     lab.container = section.take_or("container", ContainerServer::default())?;
+                    lab.reset_groups = section.take_or("reset_groups", Switch(false))?.0;
                     lab.vfio = vfio_options(section)?;
                 }
                 "port" => lab.ports.push(PortSpec::decode(section)?),
@@ -263,6 +267,7 @@ fn vfio_options(mut section: Section) -> Result<vfio::Options, LabError> {
         dma_entry_limit: u32::try_from(limit)
             .map_err(|_| LabError::new(&place, "`dma_entry_limit` is a number of at most 32 bits"))?,
         allow_unsafe_interrupts: section.take_or("allow_unsafe_interrupts", Switch(false))?.0,
+        enable_unsafe_noiommu_mode: section.take_or("enable_unsafe_noiommu_mode", Switch(false))?.0,
         enable_sriov: section.take_or("enable_sriov", Switch(false))?.0,
         disable_idle_d3: section.take_or("disable_idle_d3", Switch(false))?.0,
         unlimited_memlock: section.take_or("unlimited_memlock", Switch(false))?.0,

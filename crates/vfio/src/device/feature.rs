@@ -13,18 +13,31 @@ use super::token::{TOKEN_SIZE, Tokens};
 use crate::args;
 
 /// A request whose fixed part is checked.
-struct Request {
+pub(crate) struct Request {
     flags: FeatureFlags,
     /// Where the data starts.
-    data: u64,
+    pub(crate) data: u64,
     /// Bytes that the caller provides there.
-    size: u32,
+    pub(crate) size: u32,
 }
 
 impl Request {
+    /// API-193: the feature's number, and the rest.
+    pub(crate) fn parse(arg: u64, caller: &dyn Caller) -> Result<(u32, Request), Errno> {
+        let head: Feature = args::read(caller, arg, size_of::<Feature>())?;
+        let flags = FeatureFlags::from_bits(head.flags).ok_or(Errno::EINVAL)?;
+        let both = FeatureFlags::GET | FeatureFlags::SET;
+        if flags.contains(both) && !flags.contains(FeatureFlags::PROBE) {
+            return Err(Errno::EINVAL);
+        }
+        let size = head.argsz - size_of::<Feature>() as u32;
+        let data = arg.checked_add(size_of::<Feature>() as u64).ok_or(Errno::EFAULT)?;
+        Ok(((flags & FeatureFlags::INDEX).bits(), Request { flags, data, size }))
+    }
+
     /// API-194: what the feature offers, and whether its data is all there.
     /// `false`: it was only a probe, and there is nothing to do.
-    fn check(&self, offered: FeatureFlags, size: usize) -> Result<bool, Errno> {
+    pub(crate) fn check(&self, offered: FeatureFlags, size: usize) -> Result<bool, Errno> {
         let operations = self.flags & (FeatureFlags::GET | FeatureFlags::SET);
         if !offered.contains(operations) {
             return Err(Errno::EINVAL);
@@ -49,17 +62,8 @@ impl Device {
         tokens: &mut Tokens,
         now: u64,
     ) -> Result<u64, Errno> {
-        // API-193
-        let head: Feature = args::read(caller, arg, size_of::<Feature>())?;
-        let flags = FeatureFlags::from_bits(head.flags).ok_or(Errno::EINVAL)?;
-        let both = FeatureFlags::GET | FeatureFlags::SET;
-        if flags.contains(both) && !flags.contains(FeatureFlags::PROBE) {
-            return Err(Errno::EINVAL);
-        }
-        let size = head.argsz - size_of::<Feature>() as u32;
-        let data = arg.checked_add(size_of::<Feature>() as u64).ok_or(Errno::EFAULT)?;
-        let request = Request { flags, data, size };
-        match (flags & FeatureFlags::INDEX).bits() {
+        let (index, request) = Request::parse(arg, caller)?;
+        match index {
             // No device migrates (API-196), so none has pre-copy either.
             feature::MIGRATION | feature::MIG_DEVICE_STATE | feature::MIG_DATA_SIZE => Err(Errno::ENOTTY),
             feature::DMA_LOGGING_START | feature::DMA_LOGGING_STOP | feature::DMA_LOGGING_REPORT => Err(Errno::ENOTTY),
@@ -81,7 +85,7 @@ impl Device {
             feature::DMA_BUF => self.dma_buf(&request, caller),
             ERROR_RECOVERY => match request.check(FeatureFlags::GET | FeatureFlags::SET, size_of::<ErrorRecovery>())? {
                 false => Ok(0),
-                true if flags.contains(FeatureFlags::GET) => self.get_error_recovery(caller, request.data),
+                true if request.flags.contains(FeatureFlags::GET) => self.get_error_recovery(caller, request.data),
                 true => self.set_error_recovery(caller, request.data),
             },
             // API-195; BUS_MASTER is for CDX devices.

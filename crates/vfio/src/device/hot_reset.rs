@@ -26,6 +26,8 @@ pub(crate) trait GroupFacts {
     fn group_of(&self, board: &Board, address: Address) -> Option<u32>;
     /// The group that a file was opened for.
     fn group_of_file(&self, file: FileId) -> Option<u32>;
+    /// Whether the context has claimed the reset of a function (extension).
+    fn claims(&self, board: &Board, address: Address, context: ContextId) -> bool;
     /// The context that a bound file of a device's own node belongs to.
     fn context_of_cdev(&self, file: FileId) -> Option<ContextId>;
     /// The id of a function that is bound to the context, 0 if only another one
@@ -64,7 +66,9 @@ impl Devices {
             let group_id = match context {
                 None => groups.group_of(cx.board, address).ok_or(Errno::EPERM)?,
                 Some(context) => {
-                    let owned = set.contains(&address).then(|| groups.dev_id(cx.board, address, context)).flatten();
+                    // Nobody else gets a function whose reset is claimed.
+                    let known = set.contains(&address) || groups.claims(cx.board, address, context);
+                    let owned = known.then(|| groups.dev_id(cx.board, address, context)).flatten();
                     if owned.is_none() {
                         info.flags &= !HOT_RESET_DEV_ID_OWNED;
                     }
@@ -100,7 +104,8 @@ impl Devices {
         }
         let owned_groups = owned_groups(cx.caller, arg, request.count, groups)?;
         let set = dev_set(cx.board, address);
-        if !scope.iter().all(|device| set.contains(device)) {
+        let claimed = |device| context.is_some_and(|context| groups.claims(cx.board, device, context));
+        if !scope.iter().all(|device| set.contains(device) || claimed(*device)) {
             return Err(Errno::EINVAL);
         }
         let is_owned = |device: &Address| match context {

@@ -30,13 +30,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ::device::{Board, DeviceFile, Driver, ResetKind};
-use caller::{FileId, Platform, Reply, Ticket, WatchId};
+use caller::{FileId, Parking, Platform, Reply, Ticket, WatchId};
 use pci::Address;
 use pci::recovery::Channel;
 use uapi::Errno;
 use uapi::vfio::device as request;
 
 use crate::{Context, Options};
+pub(crate) use feature::Request;
 use gate::Gate;
 pub(crate) use hot_reset::GroupFacts;
 use irqs::Tools;
@@ -62,6 +63,8 @@ pub(crate) struct Devices {
     needs_reset: BTreeSet<Address>,
     gate: Gate,
     slow_resets: SlowResets,
+    /// The device that could not be opened just now because of a reset.
+    busy: Option<Address>,
 }
 
 impl Devices {
@@ -77,6 +80,7 @@ impl Devices {
             needs_reset: BTreeSet::new(),
             gate: Gate::default(),
             slow_resets: SlowResets::default(),
+            busy: None,
             platform,
         }
     }
@@ -126,6 +130,10 @@ impl Devices {
             return Err(Errno::ENODEV);
         }
         if !self.open.contains_key(&address) {
+            if self.is_resetting(address) {
+                self.busy = Some(address);
+                return Err(Errno::EAGAIN);
+            }
             self.ensure_known(address, board)?;
             let shown = match shown {
                 Some(shown) => shown,
@@ -143,6 +151,13 @@ impl Devices {
             self.files.insert(file, address);
         }
         Ok(())
+    }
+
+    /// A call has failed. If it was to open a device that is being reset, it
+    /// waits for the end of that (HOT-036), and is made again.
+    pub(crate) fn wait_if_busy(&mut self, parking: &mut Parking) -> Option<Ticket> {
+        let address = self.busy.take()?;
+        Some(self.gate.park(address, parking))
     }
 
     /// A file in which the regions of a device lie where they do in all of its

@@ -202,6 +202,7 @@ impl Devices {
                 if let Some(function) = board.fabric.function_mut(*address) {
                     function.restore(saved);
                 }
+                self.let_waiters_go(*address);
                 continue;
             };
             device.restore(board, saved, now);

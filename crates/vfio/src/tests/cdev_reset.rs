@@ -61,7 +61,7 @@ fn info_tells_ids_of_the_context() {
     assert_eq!(info(&mut lab, first), (1, vec![2, 4, u32::MAX]));
 }
 
-/// HOT-018, HOT-022, HOT-025, HOT-030
+/// HOT-018, HOT-022, HOT-025, HOT-030, HOT-050
 #[test]
 fn an_owner_of_all_resets_without_naming_groups() {
     let mut lab = lab();

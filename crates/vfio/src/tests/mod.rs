@@ -4,6 +4,7 @@
 mod args;
 mod cdev;
 mod cdev_reset;
+mod claim;
 mod compat;
 mod container;
 mod dirty;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! RESET: API-179 to API-183, ERR-075 to ERR-083.
+//! RESET (vfio-api.md, section 6.7; vfio-error-recovery.md, section 6).
 
 use pci::{FunctionSpec, ResetMethod};
 use uapi::Errno;
@@ -78,7 +78,7 @@ fn memory_stays_off() {
     assert_eq!(rig.hw(4, 2) & MEMORY, 0);
 }
 
-/// API-181, ERR-083
+/// API-181, API-183, ERR-083: the device stays open, and so do its eventfds.
 #[test]
 fn interrupts_stay() {
     let mut rig = Rig::new();
