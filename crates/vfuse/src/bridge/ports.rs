@@ -125,7 +125,8 @@ mod tests {
         Some(Action::Inject { port: "rp0".into(), fatal, devices })
     }
 
-    /// One error in the guest for both functions, when the last has recovered.
+    /// ERR-087: one error in the guest for both functions, when the last has
+    /// recovered.
     #[test]
     fn one_error_for_a_scope() {
         let mut ports = ports();
