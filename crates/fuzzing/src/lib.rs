@@ -26,6 +26,7 @@ mod lab;
 mod nvme;
 mod regions;
 mod sysfs;
+mod virtio;
 mod wire;
 mod world;
 
@@ -41,7 +42,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     Target { name: "container", run: container::run, seeds: container::seeds },
     Target { name: "device", run: device::run, seeds: device::seeds },
     Target { name: "regions", run: regions::run, seeds: regions::seeds },
@@ -54,6 +55,7 @@ pub const TARGETS: [Target; 12] = [
     Target { name: "fabric", run: fabric::run, seeds: fabric::seeds },
     Target { name: "intercept", run: intercept::fuzzing::decode, seeds: intercepted::seeds },
     Target { name: "aer", run: aer::run, seeds: aer::seeds },
+    Target { name: "virtio", run: virtio::run, seeds: virtio::seeds },
 ];
 
 /// The target of a name.

@@ -83,4 +83,4 @@ macro_rules! targets {
         }
     };
 }
-targets!(container, device, regions, iommufd, nvme, ioat, dsa, lab, sysfs, fabric, intercept, aer);
+targets!(container, device, regions, iommufd, nvme, ioat, dsa, lab, sysfs, fabric, intercept, aer, virtio);

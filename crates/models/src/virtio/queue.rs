@@ -7,12 +7,18 @@
 
 use device::Nanos;
 use device::virtio::{QueueSetup, QueueState, VirtioIo, feature};
-use iommu::{DmaFault, Requester, Session};
+use iommu::{Requester, Session};
 
 use super::ring::{Base, Batch, Ring, RingError, Setup};
 
 /// How long a device looks at a ring without being kicked.
 const LOOK: Nanos = 50_000;
+/// How long it leaves a ring alone that is not mapped.
+const UNMAPPED: Nanos = 1_000_000;
+
+/// What serving a queue came to: whether there was something, or when to look
+/// again.
+pub(super) type Served = Result<bool, Option<Nanos>>;
 
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -32,8 +38,10 @@ pub(super) struct Queue {
 pub(super) enum Look {
     /// Buffers, in the batch.
     Some,
-    /// None, or the ring is not mapped just now.
+    /// None.
     None,
+    /// The ring is not mapped just now.
+    Unmapped,
     /// The driver has broken it.
     Broken,
 }
@@ -81,7 +89,7 @@ impl Queue {
             Ok(()) => Look::Some,
             Err(RingError::Dma(fault)) => {
                 tracing::debug!(target: "vfuse::virtio", %fault, "a ring is not mapped");
-                Look::None
+                Look::Unmapped
             }
             Err(error) => {
                 tracing::warn!(target: "vfuse::virtio", %error, "a ring is broken");
@@ -90,22 +98,49 @@ impl Queue {
         }
     }
 
-    /// Returns buffers and tells the driver. Whether they went.
+    /// What a look came to that found no buffers. The session is over.
+    pub(super) fn none(&mut self, look: &Look, dma: &Requester, io: &mut VirtioIo<'_>) -> Served {
+        match look {
+            Look::Some => Ok(true),
+            Look::None => Err(self.was_idle(dma, io.now)),
+            Look::Unmapped => Err(Some(io.now.saturating_add(UNMAPPED))),
+            Look::Broken => {
+                io.fail("a ring is broken");
+                Err(None)
+            }
+        }
+    }
+
+    /// Returns buffers and tells the driver. They stay with it if the ring is
+    /// not mapped any more.
     #[inline]
     pub(super) fn complete(
         &mut self,
         session: &mut Session<'_>,
         batch: &Batch,
         written: &[u32],
-    ) -> Result<bool, DmaFault> {
-        let told = self.ring.complete(session, batch, written)?;
-        self.taken += written.len() as u64;
-        Ok(told)
+        io: &VirtioIo<'_>,
+        index: u16,
+    ) -> Served {
+        self.was_busy(session, io.now);
+        match self.ring.complete(session, batch, written) {
+            Ok(told) => {
+                self.taken += written.len() as u64;
+                if told {
+                    io.interrupts.queue(index);
+                }
+                Ok(true)
+            }
+            Err(fault) => {
+                tracing::debug!(target: "vfuse::virtio", %fault, "a ring has gone");
+                Err(Some(io.now.saturating_add(UNMAPPED)))
+            }
+        }
     }
 
     /// There was something at `now`.
     #[inline]
-    pub(super) fn was_busy(&mut self, session: &mut Session<'_>, now: Nanos) {
+    fn was_busy(&mut self, session: &mut Session<'_>, now: Nanos) {
         self.quiet = now;
         if !self.hushed {
             self.hush(session);
@@ -133,17 +168,20 @@ impl Queue {
             return None;
         }
         if now.saturating_sub(self.quiet) < LOOK {
-            return Some(self.quiet + LOOK);
+            return Some(self.quiet.saturating_add(LOOK));
         }
         match self.ring.listen(&mut dma.session()) {
             // Something has come just now.
-            Ok(true) => Some(now),
+            Ok(true) => {
+                self.quiet = now;
+                Some(now)
+            }
             Ok(false) => {
                 self.listens = true;
                 self.hushed = false;
                 None
             }
-            Err(_) => None,
+            Err(_) => Some(now.saturating_add(UNMAPPED)),
         }
     }
 }

@@ -16,12 +16,12 @@ mod request;
 use std::sync::Arc;
 
 use device::virtio::{QueueSetup, QueueSpec, QueueState, VirtioIo, VirtioSpec, feature as transport};
-use device::{Disk, DiskPart, Nanos, Turn, VirtioDevice};
+use device::{Disk, DiskPart, Turn, VirtioDevice};
 use iommu::Places;
 use zerocopy::IntoBytes;
 
-use super::queue::{Look, Queues, sooner};
-use super::ring::Batch;
+use super::queue::{Look, Queues, Served, sooner};
+use super::ring::{BURST, Batch};
 use super::spec::blk::{Config as Space, ID, ID_LEN, SECTOR, feature};
 use request::Request;
 
@@ -139,28 +139,17 @@ impl Blk {
     }
 
     /// A batch of one queue. Whether there was one, or when to look again.
-    fn serve(&mut self, io: &mut VirtioIo<'_>, index: usize) -> Result<bool, Option<Nanos>> {
+    fn serve(&mut self, io: &mut VirtioIo<'_>, index: usize) -> Served {
         let Some(dma) = io.dma.first() else { return Err(None) };
         let Some(queue) = self.queues.get_mut(index) else { return Err(None) };
-        match queue.look(&mut dma.session(), &mut self.batch, super::ring::BURST) {
-            Look::Some => {}
-            Look::None => return Err(queue.was_idle(dma, io.now)),
-            Look::Broken => {
-                io.fail("a ring is broken");
-                return Err(None);
-            }
+        let look = queue.look(&mut dma.session(), &mut self.batch, BURST);
+        if !matches!(look, Look::Some) {
+            return queue.none(&look, dma, io);
         }
         let count = self.execute(dma);
         let Some(queue) = self.queues.get_mut(index) else { return Err(None) };
-        let mut session = dma.session();
-        queue.was_busy(&mut session, io.now);
         let written: Vec<u32> = self.requests.iter().take(count).map(|request| request.written).collect();
-        match queue.complete(&mut session, &self.batch, &written) {
-            Ok(true) => io.interrupts.queue(index as u16),
-            Ok(false) => {}
-            Err(fault) => tracing::debug!(target: "vfuse::virtio", %fault, "a ring has gone"),
-        }
-        Ok(true)
+        queue.complete(&mut dma.session(), &self.batch, &written, io, index as u16)
     }
 }
 

@@ -4,10 +4,10 @@
 use device::virtio::VirtioIo;
 use iommu::Session;
 
+use super::Net;
 use super::filter::MAX_ADDRESSES;
-use super::{Net, Served};
 use crate::virtio::parts;
-use crate::virtio::queue::Look;
+use crate::virtio::queue::{Look, Served};
 use crate::virtio::ring::{Batch, Chain};
 use crate::virtio::spec::net::{control, feature};
 
@@ -24,16 +24,10 @@ impl Net {
         let Some(dma) = io.dma.get(self.group(index)) else { return Err(None) };
         let Some(queue) = self.queues.get_mut(usize::from(index)) else { return Err(None) };
         let mut session = dma.session();
-        match queue.look(&mut session, &mut self.batch, BURST) {
-            Look::Some => {}
-            Look::None => {
-                drop(session);
-                return Err(queue.was_idle(dma, io.now));
-            }
-            Look::Broken => {
-                io.fail("the control queue is broken");
-                return Err(None);
-            }
+        let look = queue.look(&mut session, &mut self.batch, BURST);
+        if !matches!(look, Look::Some) {
+            drop(session);
+            return queue.none(&look, dma, io);
         }
         let batch = std::mem::take(&mut self.batch);
         let mut written = Vec::with_capacity(BURST);
@@ -52,16 +46,12 @@ impl Net {
             let wrote = parts::write(&mut session, batch.writable(chain), 0, &[answer]);
             written.push(u32::from(wrote.is_ok()));
         }
-        if let Some(queue) = self.queues.get_mut(usize::from(index)) {
-            queue.was_busy(&mut session, io.now);
-            match queue.complete(&mut session, &batch, &written) {
-                Ok(true) => io.interrupts.queue(index),
-                Ok(false) => {}
-                Err(fault) => tracing::debug!(target: "vfuse::virtio", %fault, "a ring has gone"),
-            }
-        }
+        let served = match self.queues.get_mut(usize::from(index)) {
+            Some(queue) => queue.complete(&mut session, &batch, &written, io, index),
+            None => Err(None),
+        };
         self.batch = batch;
-        Ok(true)
+        served
     }
 
     /// Whether it was done.

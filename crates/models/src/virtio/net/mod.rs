@@ -31,7 +31,7 @@ pub use wire::Wire;
 use std::sync::Arc;
 
 use device::virtio::{QueueSetup, QueueSpec, QueueState, VirtioIo, VirtioSpec, feature as transport};
-use device::{Frames, Nanos, NetPort, Offloads, Turn, VirtioDevice, Wake};
+use device::{Frames, NetPort, Offloads, Turn, VirtioDevice, Wake};
 use iommu::Places;
 use zerocopy::IntoBytes;
 
@@ -274,10 +274,6 @@ impl Net {
         self.config.port.set_pairs(if runs { self.pairs } else { 0 });
     }
 }
-
-/// What serving a queue came to: whether there was something, or when to look
-/// again.
-type Served = Result<bool, Option<Nanos>>;
 
 impl VirtioDevice for Net {
     fn spec(&self) -> VirtioSpec {

@@ -4,9 +4,9 @@
 use device::virtio::VirtioIo;
 use iommu::{Access, Gather};
 
-use super::{BATCH_BYTES, Net, Served, bytes};
+use super::{BATCH_BYTES, Net, bytes};
 use crate::virtio::parts;
-use crate::virtio::queue::Look;
+use crate::virtio::queue::{Look, Served};
 use crate::virtio::ring::{BURST, Batch};
 use crate::virtio::spec::net::{HEADER, feature};
 
@@ -31,16 +31,10 @@ impl Net {
         let Some(queue) = self.queues.get_mut(usize::from(index)) else { return Err(None) };
         let Some(incoming) = self.incoming.get_mut(usize::from(pair)) else { return Err(None) };
         let mut session = dma.session();
-        match queue.look(&mut session, &mut self.batch, BURST) {
-            Look::Some => {}
-            Look::None => {
-                drop(session);
-                return Err(queue.was_idle(dma, io.now));
-            }
-            Look::Broken => {
-                io.fail("a receive queue is broken");
-                return Err(None);
-            }
+        let look = queue.look(&mut session, &mut self.batch, BURST);
+        if !matches!(look, Look::Some) {
+            drop(session);
+            return queue.none(&look, dma, io);
         }
         let mut gather = session.gather(&mut self.places);
         self.written.clear();
@@ -97,13 +91,7 @@ impl Net {
             // A frame was dropped, or waits for more buffers.
             return if dropped > 0 { Ok(true) } else { Err(queue.was_idle(dma, io.now)) };
         }
-        queue.was_busy(&mut session, io.now);
-        match queue.complete(&mut session, &self.batch, &self.written) {
-            Ok(true) => io.interrupts.queue(index),
-            Ok(false) => {}
-            Err(fault) => tracing::debug!(target: "vfuse::virtio", %fault, "a ring has gone"),
-        }
-        Ok(true)
+        queue.complete(&mut session, &self.batch, &self.written, io, index)
     }
 
     /// Gets frames from the port where there are none; whether there are some.

@@ -5,8 +5,8 @@ use device::MAX_FRAME;
 use device::virtio::VirtioIo;
 use iommu::Access;
 
-use super::{BATCH_BYTES, Net, Served, bytes};
-use crate::virtio::queue::Look;
+use super::{BATCH_BYTES, Net, bytes};
+use crate::virtio::queue::{Look, Served};
 use crate::virtio::ring::BURST;
 use crate::virtio::spec::net::HEADER;
 
@@ -18,16 +18,10 @@ impl Net {
         let Some(dma) = io.dma.get(self.group(index)) else { return Err(None) };
         let Some(queue) = self.queues.get_mut(usize::from(index)) else { return Err(None) };
         let mut session = dma.session();
-        match queue.look(&mut session, &mut self.batch, BURST) {
-            Look::Some => {}
-            Look::None => {
-                drop(session);
-                return Err(queue.was_idle(dma, io.now));
-            }
-            Look::Broken => {
-                io.fail("a transmit queue is broken");
-                return Err(None);
-            }
+        let look = queue.look(&mut session, &mut self.batch, BURST);
+        if !matches!(look, Look::Some) {
+            drop(session);
+            return queue.none(&look, dma, io);
         }
         self.out.clear();
         let mut gather = session.gather(&mut self.places);
@@ -53,14 +47,9 @@ impl Net {
             dropped += self.out.len() as u64;
             self.out.clear();
         }
-        queue.was_busy(&mut session, io.now);
         self.written.clear();
         self.written.resize(taken, 0);
-        match queue.complete(&mut session, &self.batch, &self.written) {
-            Ok(true) => io.interrupts.queue(index),
-            Ok(false) => {}
-            Err(fault) => tracing::debug!(target: "vfuse::virtio", %fault, "a ring has gone"),
-        }
+        let served = queue.complete(&mut session, &self.batch, &self.written, io, index);
         drop(session);
         if header != HEADER {
             self.widen(header);
@@ -72,7 +61,7 @@ impl Net {
         if !self.out.is_empty() {
             self.config.port.send(pair, &mut self.out);
         }
-        Ok(true)
+        served
     }
 
     /// Gives frames with an old driver's shorter header the usual one.
