@@ -6,7 +6,7 @@ use std::cell::RefCell;
 
 use anyhow::{Result, anyhow};
 
-use crate::client::{CHECK, CONFIG, PAIR, REGION, VERSION};
+use crate::client::{CHECK, CONFIG, FLOOR, PAIR, REGION, VERSION};
 use crate::floor;
 use crate::process::{Client, under_vfuse};
 use crate::table::{Figures, Goal, Table};
@@ -35,12 +35,12 @@ pub(crate) fn rows(table: &mut Table) {
     }
     table.row("  the same / with the query and the write-back, too", Goal::None, || {
         let (ours, _) = clients.as_ref().map_err(|error| anyhow!("{error:#}"))?;
-        let thorough = RefCell::new(floor::start(true)?);
+        let thorough = RefCell::new(floor::start(FLOOR, true)?);
         let ask = |client: &RefCell<Client>| client.borrow_mut().ask(PAIR, CALLS);
         Ok(Figures::times(in_turn(ROUNDS, || ask(ours), || ask(&thorough))?))
     });
 }
 
 fn start() -> Result<(RefCell<Client>, RefCell<Client>)> {
-    Ok((RefCell::new(Client::start(under_vfuse([])?)?), RefCell::new(floor::start(false)?)))
+    Ok((RefCell::new(Client::start(under_vfuse([])?)?), RefCell::new(floor::start(FLOOR, false)?)))
 }

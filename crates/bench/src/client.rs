@@ -18,12 +18,20 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use uapi::vfio::{container, device, group, type1};
 
+use crate::iommufd::client::{Iommufd, Kind};
+
 /// The word on the command line that makes this program a client.
 pub(crate) const WORD: &str = "client";
 /// A client of VFIO.
 pub(crate) const VFIO: &str = "vfio";
 /// A client of the bare supervisor.
 pub(crate) const FLOOR: &str = "floor";
+/// A client of `/dev/iommu`.
+pub(crate) const IOMMUFD: &str = "iommufd";
+/// The same with the selftest's mock device.
+pub(crate) const IOMMUFD_TEST: &str = "iommufd-test";
+/// The same for the bare supervisor.
+pub(crate) const IOMMUFD_FLOOR: &str = "iommufd-floor";
 /// A program with memory that others look at.
 pub(crate) const MEMORY: &str = "memory";
 
@@ -78,7 +86,9 @@ fn obey(client: &mut dyn Orders, line: &str) -> Result<f64> {
     client.obey(verb, count.parse()?)
 }
 
-trait Orders {
+/// What takes orders.
+pub(crate) trait Orders {
+    /// Does something so many times; what it took, mostly ns each.
     fn obey(&mut self, verb: &str, count: u64) -> Result<f64>;
 }
 
@@ -86,6 +96,9 @@ fn open(kind: &str) -> Result<Box<dyn Orders>> {
     Ok(match kind {
         VFIO => Box::new(Vfio::open()?),
         FLOOR => Box::new(Vfio::pretend()?),
+        IOMMUFD => Box::new(Iommufd::open(Kind::Device)?),
+        IOMMUFD_TEST => Box::new(Iommufd::open(Kind::Mock)?),
+        IOMMUFD_FLOOR => Box::new(Iommufd::open(Kind::Floor)?),
         MEMORY => Box::new(Memory::new()?),
         _ => bail!("no client is called {kind}"),
     })
@@ -218,12 +231,14 @@ fn region_info(device: &OwnedFd) -> Result<device::RegionInfo> {
     Ok(info)
 }
 
-fn node(path: &str) -> Result<OwnedFd> {
+/// Opens a file for reading and writing.
+pub(crate) fn node(path: &str) -> Result<OwnedFd> {
     let file: File = OpenOptions::new().read(true).write(true).open(path).with_context(|| path.to_owned())?;
     Ok(file.into())
 }
 
-fn ioctl(fd: &OwnedFd, request: u32, arg: u64) -> io::Result<i32> {
+/// Makes a request of a structure that is alive during the call, or of a number.
+pub(crate) fn ioctl(fd: &OwnedFd, request: u32, arg: u64) -> io::Result<i32> {
     // SAFETY: the argument is a number, or a pointer to the structure of this
     // request (a string, a descriptor number), alive during the call.
     match unsafe { libc::ioctl(fd.as_raw_fd(), libc::Ioctl::from(request), arg) } {
@@ -242,7 +257,8 @@ impl Memory {
     fn new() -> Result<Memory> {
         let fd = rustix::fs::memfd_create(c"bench", rustix::fs::MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&fd, LOOKED_AT as u64)?;
-        let memory = Memory { private: private(LOOKED_AT)?, shared: map(LOOKED_AT, libc::MAP_SHARED, fd.as_raw_fd())? };
+        let memory =
+            Memory { private: private(LOOKED_AT)?, shared: map(LOOKED_AT, libc::MAP_SHARED, fd.as_raw_fd(), 0)? };
         for start in [memory.private, memory.shared] {
             // SAFETY: mapped above, so long, and used by nobody else.
             unsafe { std::ptr::write_bytes(start as *mut u8, 0x5a, LOOKED_AT) };
@@ -263,13 +279,14 @@ impl Orders for Memory {
 }
 
 /// Private memory, for good. Pages that nobody touches cost nothing.
-fn private(len: usize) -> Result<u64> {
-    map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
+pub(crate) fn private(len: usize) -> Result<u64> {
+    map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
 }
 
-fn map(len: usize, flags: i32, fd: i32) -> Result<u64> {
+/// A new mapping, for good.
+pub(crate) fn map(len: usize, flags: i32, fd: i32, offset: i64) -> Result<u64> {
     // SAFETY: a new mapping, wherever there is room.
-    let addr = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
+    let addr = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset) };
     ensure!(addr != libc::MAP_FAILED, "mmap of {len} bytes: {}", io::Error::last_os_error());
     Ok(addr as u64)
 }

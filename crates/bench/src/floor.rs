@@ -22,9 +22,10 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
+use uapi::iommufd::{Command as _, HwptGetDirtyBitmap, IoasMap, IoasUnmap};
 use uapi::vfio::{container, device, type1};
+use zerocopy::IntoBytes as _;
 
-use crate::client;
 use crate::process::{Client, own};
 
 const SET_MODE_FILTER: c_ulong = 1;
@@ -58,11 +59,15 @@ struct Answer {
     flags: u32,
 }
 
-/// Starts a client under the bare supervisor; `thorough`: see above.
-pub(crate) fn start(thorough: bool) -> Result<Client> {
+/// Bytes of a dirty bitmap of 16 GiB.
+const BITMAP: usize = 512 << 10;
+
+/// Starts a client of the kind `kind` under the bare supervisor; `thorough`:
+/// see above.
+pub(crate) fn start(kind: &str, thorough: bool) -> Result<Client> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let filter = filter();
-    let mut command = own(client::FLOOR)?;
+    let mut command = own(kind)?;
     // SAFETY: system calls only, and nothing is allocated.
     unsafe { command.pre_exec(move || send(&theirs, install(&filter)?)) };
     // The program is past its exec when it is ready; the listener comes before.
@@ -143,6 +148,7 @@ fn serve(listener: OwnedFd, thorough: bool) {
     // SAFETY: the flags are a number.
     unsafe { libc::ioctl(fd, SET_FLAGS, SYNC_WAKE_UP) };
     let mut maps: Option<File> = None;
+    let mut bitmap = vec![u8::MAX; BITMAP];
     loop {
         let mut call = Notification::default();
         // SAFETY: RECV fills one structure of this size.
@@ -155,14 +161,14 @@ fn serve(listener: OwnedFd, thorough: bool) {
         if thorough && c_long::from(call.nr) == libc::SYS_ioctl {
             extra(&call, &mut maps);
         }
-        let mut answer = Answer { id: call.id, val: answer(&call), error: 0, flags: 0 };
+        let mut answer = Answer { id: call.id, val: answer(&call, &mut bitmap), error: 0, flags: 0 };
         // SAFETY: SEND reads one structure of this size.
         unsafe { libc::ioctl(fd, SEND, &raw mut answer) };
     }
 }
 
 /// Copies what the real answer would copy; the value to return.
-fn answer(call: &Notification) -> i64 {
+fn answer(call: &Notification, bitmap: &mut [u8]) -> i64 {
     if c_long::from(call.nr) == libc::SYS_pread64 {
         copy(call, call.args[1], 4, Way::To);
         return 4;
@@ -172,6 +178,14 @@ fn answer(call: &Notification) -> i64 {
         // One copy for each; what is removed is not written back.
         type1::MAP_DMA => copy(call, call.args[2], size_of::<type1::DmaMap>(), Way::From),
         type1::UNMAP_DMA => copy(call, call.args[2], size_of::<type1::DmaUnmap>(), Way::From),
+        IoasMap::REQUEST => copy(call, call.args[2], size_of::<IoasMap>(), Way::From),
+        IoasUnmap::REQUEST => copy(call, call.args[2], size_of::<IoasUnmap>(), Way::From),
+        HwptGetDirtyBitmap::REQUEST => {
+            let mut get = [0u64; size_of::<HwptGetDirtyBitmap>() / 8];
+            transfer(call, call.args[2], get.as_mut_bytes(), Way::From);
+            transfer(call, get.last().copied().unwrap_or(0), bitmap, Way::To);
+            bitmap.fill(0);
+        }
         device::GET_REGION_INFO => {
             let len = size_of::<device::RegionInfo>();
             copy(call, call.args[2], len, Way::From);
@@ -213,6 +227,12 @@ enum Way {
 fn copy(call: &Notification, addr: u64, len: usize, way: Way) {
     let mut own = [0u64; 8];
     let len = len.min(size_of_val(&own));
+    transfer(call, addr, &mut own.as_mut_bytes()[..len], way);
+    std::hint::black_box(&own);
+}
+
+fn transfer(call: &Notification, addr: u64, own: &mut [u8], way: Way) {
+    let len = own.len();
     let local = libc::iovec { iov_base: own.as_mut_ptr().cast(), iov_len: len };
     let remote = libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len };
     let pid = call.pid as i32;

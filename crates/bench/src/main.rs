@@ -23,6 +23,7 @@ mod copies;
 mod dirty;
 mod floor;
 mod idle;
+mod iommufd;
 mod maps;
 mod process;
 mod qemu;
@@ -38,11 +39,12 @@ use table::Table;
 /// Measures the rows of one group.
 type Group = fn(&mut Table);
 
-const GROUPS: [(&str, Group); 9] = [
+const GROUPS: [(&str, Group); 10] = [
     ("calls", calls::rows),
     ("maps", maps::rows),
     ("translation", translation::rows),
     ("dirty", dirty::rows),
+    ("iommufd", iommufd::rows),
     ("copies", copies::rows),
     ("dsa", accelerator::rows),
     ("qemu", qemu::rows),

@@ -36,10 +36,15 @@ pub(crate) fn own(kind: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// The same under `vfuse run` with these options.
+/// A client of VFIO under `vfuse run` with these options.
 pub(crate) fn under_vfuse<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<Command> {
+    under_vfuse_as(client::VFIO, options)
+}
+
+/// The same of another kind.
+pub(crate) fn under_vfuse_as<'a>(kind: &str, options: impl IntoIterator<Item = &'a str>) -> Result<Command> {
     let mut command = vfuse_run(options)?;
-    command.arg(std::env::current_exe()?).args([client::WORD, client::VFIO]);
+    command.arg(std::env::current_exe()?).args([client::WORD, kind]);
     Ok(command)
 }
 

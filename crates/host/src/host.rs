@@ -76,7 +76,7 @@ impl Host {
             fault_timeout: lab.iommu.fault_timeout,
             allow_unsafe_interrupts: lab.vfio.allow_unsafe_interrupts,
             iommu: lab.iommu.offers(),
-            ..iommufd::Options::default()
+            memory_limit: lab.iommu.memory_limit,
         };
         let iommufd = Iommufd::new(Arc::clone(&platform), options, vfio.accounts().clone());
         let drivers = Drivers::of(&board);

@@ -86,16 +86,26 @@ impl DirtyLog {
         self.shift
     }
 
-    /// Turns the log on, with nothing dirty, or off, which frees the bitmaps. On
-    /// return all writes under way are noted, or none.
+    /// Turns the log on, with nothing dirty, or off: what is dirty by then stays
+    /// so until it is read, unmapped, or the log is turned on again. On return
+    /// all writes under way are noted, or none.
     pub fn set_enabled(&self, on: bool) {
-        let inner = &mut *lock(&self.inner);
+        let Inner { ports, bits } = &mut *lock(&self.inner);
         self.enabled.store(on, Ordering::Release);
-        self.each(&inner.ports, &mut |state| state.set_marks(on.then(|| self.marks())));
-        self.forget(&mut inner.bits);
-        if !on {
-            self.budget.trim();
+        if on {
+            self.each(ports, &mut |state| state.set_marks(Some(self.marks())));
+            self.forget(bits);
+            return;
         }
+        let mut taken = Taken::default();
+        self.each(ports, &mut |state| {
+            if let Some(marks) = state.marks_mut() {
+                marks.take(&self.granules(0, u64::MAX), &mut taken);
+            }
+            state.set_marks(None);
+        });
+        self.keep(bits, taken);
+        self.budget.trim();
     }
 
     /// Whether writes are noted.
@@ -122,9 +132,6 @@ impl DirtyLog {
     /// lie wholly in it.
     pub fn clear(&self, first: u64, last: u64) {
         let inner = &mut *lock(&self.inner);
-        if !self.is_enabled() {
-            return;
-        }
         let within = (1 << self.shift) - 1;
         let start = (first >> self.shift) + u64::from(first & within != 0);
         let Some(end) = ((last >> self.shift) + u64::from(last & within == within)).checked_sub(1) else { return };

@@ -10,11 +10,13 @@
 //! The rights are those that pinning asks for: to write, the program must be
 //! able to write there; to read, to read there.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use caller::{ClientFile, Pinned};
 use iommu::{Memory, MemoryFault, PageId};
+use rustix::fs::{FileType, Stat};
 use uapi::Errno;
 use vm_memory::VolatileSlice;
 
@@ -31,6 +33,9 @@ const MIN_PART: u64 = 64 << 10;
 #[derive(Debug, Default)]
 pub struct Pinner {
     files: Arc<Files>,
+    /// Files that programs have given, by device and inode: one descriptor for
+    /// each, however often it is given.
+    given: Mutex<HashMap<(u64, u64), Weak<OpenFile>>>,
 }
 
 /// What a part of a range is.
@@ -47,10 +52,21 @@ impl Pinner {
     }
 
     /// What [`caller::Caller::client_file`] gives for a duplicate of the
-    /// program's descriptor.
+    /// program's descriptor: the same for descriptors of one file.
     #[must_use]
     pub fn file(&self, fd: OwnedFd) -> Arc<dyn ClientFile> {
-        Arc::new(OpenFile::new(fd, Arc::clone(&self.files)))
+        // Others than regular files cannot be pinned, and can share an inode.
+        let regular = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        let key = rustix::fs::fstat(&fd).ok().filter(regular).map(|stat| (stat.st_dev, stat.st_ino));
+        let Some(key) = key else { return Arc::new(OpenFile::new(fd, Arc::clone(&self.files))) };
+        let mut given = self.given.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(file) = given.get(&key).and_then(Weak::upgrade) {
+            return file;
+        }
+        given.retain(|_, file| file.strong_count() > 0);
+        let file = Arc::new(OpenFile::new(fd, Arc::clone(&self.files)));
+        given.insert(key, Arc::downgrade(&file));
+        file
     }
 
     /// What [`caller::Caller::pin`] asks for: `EFAULT` if a part of the range

@@ -45,6 +45,24 @@ fn a_file_in_memory_is_its_pages() {
     assert_eq!(read(&*pinned.memory, pinned.offset, 2).unwrap(), [0x5a; 2]);
 }
 
+/// IOMMUFD-5.12: a file that is given again is the same, however it was opened;
+/// others are not, and it can be forgotten.
+#[test]
+fn a_file_is_held_once() {
+    let pinner = Pinner::new();
+    let (one, other) = (file(PAGE), file(PAGE));
+    let again = std::fs::File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&one))).unwrap();
+    let [first, second] = [one.try_clone().unwrap(), again.into()].map(|fd| pinner.file(fd));
+    assert!(Arc::ptr_eq(&first, &second));
+    assert!(!Arc::ptr_eq(&first, &pinner.file(other)));
+    drop((first, second));
+    let held = pinner.file(one);
+    assert_eq!(held.pin(0, PAGE).map(drop), Ok(()));
+    // Descriptors without a file of their own share an inode and nothing else.
+    let eventfd = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    assert!(!Arc::ptr_eq(&pinner.file(eventfd()), &pinner.file(eventfd())));
+}
+
 /// IOMMUFD-5.10
 #[test]
 fn other_files_are_refused_when_they_are_pinned() {

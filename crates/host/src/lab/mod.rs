@@ -18,7 +18,7 @@ pub use section::Place;
 pub use virtio::{BlkSpec, NetSpec, NetworkKind, NetworkSpec, RingSpec, VirtioModel};
 
 use iommufd::{FaultCookies, FaultTransport, LabIommu};
-use section::{Number, Section, Switch};
+use section::{Number, Section, Size, Switch};
 
 /// A lab description that cannot be used: where, what, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +50,8 @@ pub struct IommuSpec {
     pub dirty_tracking: bool,
     /// Bits of a PASID that it takes, at most 20; 0: none.
     pub pasid_bits: u8,
+    /// Bytes that the objects and mappings of `/dev/iommu` may take, about.
+    pub memory_limit: u64,
     /// How answers to page requests are told apart, `[fault] cookies`.
     pub fault_cookies: FaultCookies,
     /// What they can carry, `[fault] transport` and `quarantine`.
@@ -148,6 +150,7 @@ impl Default for Lab {
                 dirty_tracking: true,
                 pasid_bits: 20,
                 process_figures: false,
+                memory_limit: iommufd::Options::default().memory_limit,
                 fault_cookies: FaultCookies::default(),
                 fault_transport: FaultTransport::default(),
                 fault_timeout: None,
@@ -195,6 +198,7 @@ impl Lab {
                         .filter(|bits| *bits <= 20)
                         .ok_or_else(|| LabError::new(&place, "`pasid_bits` is 0 to 20 bits"))?;
                     lab.iommu.process_figures = section.take_or("process_figures", Switch(false))?.0;
+                    lab.iommu.memory_limit = section.take_or("memory_limit", Size(lab.iommu.memory_limit))?.0;
                     section.finish()?;
                 }
                 "[fault]" => {

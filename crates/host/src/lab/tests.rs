@@ -26,6 +26,13 @@ impl DeviceSpec {
 }
 
 #[test]
+fn the_iommu_s_memory_has_a_limit() {
+    let limit = |text: &str| Lab::parse("a.toml", text).unwrap().iommu.memory_limit;
+    assert_eq!((limit("[iommu]\n"), limit("[iommu]\nmemory_limit = \"64M\"\n")), (4 << 30, 64 << 20));
+    assert!(complaint("[iommu]\nmemory_limit = \"much\"\n").contains("`much` is not a size"));
+}
+
+#[test]
 fn complaints_name_line_and_column() {
     assert_eq!(
         complaint("[[device]]\nmodel = \"nvme\"\nfiel = \"x\"\n").split("; ").next(),

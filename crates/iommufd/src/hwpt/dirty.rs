@@ -14,7 +14,8 @@ const ENABLE: u32 = 1;
 const NO_CLEAR: u32 = 1;
 
 impl Iommufd {
-    /// `IOMMU_HWPT_SET_DIRTY_TRACKING` (IOMMUFD-9.1).
+    /// `IOMMU_HWPT_SET_DIRTY_TRACKING` (IOMMUFD-9.1). Turned off, pages that were
+    /// written before are still reported: their bits stay in the page table.
     pub(crate) fn hwpt_set_dirty_tracking(
         &mut self,
         request: &Request,

@@ -2,6 +2,8 @@
 //! Domains come and go: with the first the areas are pinned, with the last
 //! they are let go of.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -31,21 +33,60 @@ pub(crate) struct DomainProperties {
     pub(crate) force_writeable: bool,
 }
 
-/// A domain that uses the mappings.
-#[derive(Debug)]
-pub(super) struct Domain {
-    hwpt: ObjectId,
-    pub(super) properties: DomainProperties,
-}
-
-impl Domain {
-    pub(super) fn smallest_page(&self) -> u64 {
-        smallest_page(self.properties.page_sizes)
+impl DomainProperties {
+    fn smallest_page(&self) -> u64 {
+        1 << self.page_sizes.trailing_zeros().min(63)
     }
 }
 
-fn smallest_page(page_sizes: u64) -> u64 {
-    1 << page_sizes.trailing_zeros().min(63)
+/// The domains that use the mappings, and what calls ask of all of them
+/// together: a program can make many.
+#[derive(Debug, Default)]
+pub(super) struct Domains {
+    all: BTreeMap<ObjectId, DomainProperties>,
+    /// How many have this smallest page.
+    smallest_pages: BTreeMap<u64, usize>,
+    logs: BTreeMap<ObjectId, Arc<DirtyLog>>,
+    /// How many have mappings for writing only.
+    force_writeable: usize,
+    /// How many do not enforce coherency.
+    incoherent: usize,
+}
+
+impl Domains {
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// The largest of their smallest pages.
+    pub(super) fn alignment(&self) -> Option<u64> {
+        self.smallest_pages.last_key_value().map(|(page, _)| *page)
+    }
+
+    fn add(&mut self, hwpt: ObjectId, domain: DomainProperties) {
+        *self.smallest_pages.entry(domain.smallest_page()).or_default() += 1;
+        self.force_writeable += usize::from(domain.force_writeable);
+        self.incoherent += usize::from(!domain.coherent);
+        if let Some(log) = &domain.log {
+            self.logs.insert(hwpt, Arc::clone(log));
+        }
+        self.all.insert(hwpt, domain);
+    }
+
+    /// Whether it was one of them.
+    fn remove(&mut self, hwpt: ObjectId) -> bool {
+        let Some(domain) = self.all.remove(&hwpt) else { return false };
+        if let Entry::Occupied(mut count) = self.smallest_pages.entry(domain.smallest_page()) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        self.force_writeable -= usize::from(domain.force_writeable);
+        self.incoherent -= usize::from(!domain.coherent);
+        self.logs.remove(&hwpt);
+        true
+    }
 }
 
 impl Ioas {
@@ -58,7 +99,7 @@ impl Ioas {
         domain: &DomainProperties,
         backing: &mut Backing,
     ) -> Result<(), Errno> {
-        let alignment = smallest_page(domain.page_sizes).max(self.alignment);
+        let alignment = domain.smallest_page().max(self.alignment);
         if alignment > PAGE {
             return Err(Errno::EINVAL);
         }
@@ -82,14 +123,15 @@ impl Ioas {
             self.fill(backing).inspect_err(|_| undo(self, backing))?;
         }
         self.alignment = alignment;
-        self.domains.push(Domain { hwpt, properties: domain.clone() });
+        self.domains.add(hwpt, domain.clone());
         Ok(())
     }
 
     /// A domain, to which no device is attached any more, ends.
     pub(crate) fn remove_domain(&mut self, hwpt: ObjectId, backing: &mut Backing) {
-        let Some(at) = self.domains.iter().position(|domain| domain.hwpt == hwpt) else { return };
-        self.domains.swap_remove(at);
+        if !self.domains.remove(hwpt) {
+            return;
+        }
         if self.domains.is_empty() {
             self.unfill(u64::MAX, backing);
         }
@@ -100,13 +142,19 @@ impl Ioas {
 
     /// A buffer is taken away from devices (IOMMUFD-5.11): areas of these pages
     /// lead nowhere from the return on.
-    pub(crate) fn revoke(&self, pages: &[PagesId], backing: &Backing) {
+    pub(crate) fn revoke(&mut self, pages: &[PagesId], backing: &mut Backing) {
         if self.domains.is_empty() {
             return;
         }
-        for (first, _) in self.special.iter().filter(|(_, special)| pages.contains(&special.pages)) {
-            // Without room for a record the old one is gone from devices, too.
-            self.point(*first, &backing.nowhere(0), tag::SPECIAL);
+        let lost = self.special.iter().filter(|(_, special)| pages.contains(&special.pages));
+        for first in lost.map(|(first, _)| *first).collect::<Vec<_>>() {
+            if self.point(first, &backing.nowhere(0), tag::SPECIAL) {
+                continue;
+            }
+            // Without room for another record there must not be this one.
+            if let Some(area) = self.space.at_or_after(first).filter(|area| area.first == first) {
+                self.remove(first, area.last, backing);
+            }
         }
     }
 
@@ -123,7 +171,7 @@ impl Ioas {
 
     /// Whether domains refuse an area with these rights: `EINVAL`.
     pub(super) fn check_prot(&self, prot: Prot) -> Result<(), Errno> {
-        let force_writeable = self.domains.iter().any(|domain| domain.properties.force_writeable);
+        let force_writeable = self.domains.force_writeable > 0;
         // VT-d has no entries without rights (IOMMUFD-12.4).
         let none = prot.is_empty() && !self.domains.is_empty();
         if none || (force_writeable && !prot.contains(Prot::WRITE)) { Err(Errno::EINVAL) } else { Ok(()) }
@@ -141,19 +189,17 @@ impl Ioas {
 
     /// Whether every domain enforces cache coherency.
     pub(crate) fn is_coherent(&self) -> bool {
-        self.domains.iter().all(|domain| domain.properties.coherent)
+        self.domains.incoherent == 0
     }
 
     /// Page sizes that all domains have.
     pub(crate) fn page_sizes(&self) -> u64 {
-        self.domains.iter().fold(u64::MAX, |sizes, domain| sizes & domain.properties.page_sizes)
+        self.domains.all.values().fold(u64::MAX, |sizes, domain| sizes & domain.page_sizes)
     }
 
     /// What was written in a range that is unmapped now is of no interest.
     pub(super) fn forget_dirty(&self, first: u64, last: u64) {
-        for log in self.domains.iter().filter_map(|domain| domain.properties.log.as_ref()) {
-            log.clear(first, last);
-        }
+        self.domains.logs.values().for_each(|log| log.clear(first, last));
     }
 
     /// Pins all areas for the first domain.

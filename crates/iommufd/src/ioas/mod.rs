@@ -34,14 +34,14 @@ use crate::ids::ObjectId;
 use crate::{PAGE, backing};
 use area::Special;
 use backing::Backing;
-use domains::Domain;
+use domains::Domains;
 use reserve::Reserved;
 
 /// An I/O address space.
 #[derive(Debug)]
 pub(crate) struct Ioas {
     space: Arc<AddressSpace>,
-    domains: Vec<Domain>,
+    domains: Domains,
     reserved: Reserved,
     allowed: Allowed,
     /// Accesses that use it, and the alignment that each asks for: a page or 1.
@@ -61,7 +61,7 @@ impl Ioas {
     pub(crate) fn new() -> Ioas {
         Ioas {
             space: AddressSpace::new(),
-            domains: Vec::new(),
+            domains: Domains::default(),
             reserved: Reserved::default(),
             allowed: Allowed::default(),
             accesses: BTreeMap::new(),
@@ -112,7 +112,7 @@ impl Ioas {
     /// `EADDRINUSE` if an area does not conform to a higher one (IOMMUFD-4.5).
     fn update_alignment(&mut self, backing: &Backing) -> Result<(), Errno> {
         let least = if self.huge_pages && self.page_accesses == 0 { 1 } else { PAGE };
-        let alignment = self.domains.iter().map(Domain::smallest_page).fold(least, u64::max);
+        let alignment = self.domains.alignment().unwrap_or(1).max(least);
         if alignment > self.alignment {
             self.check_alignment(alignment, backing)?;
         }

@@ -58,7 +58,8 @@ impl Iommufd {
         Ok(u64::from(fd.cast_unsigned()))
     }
 
-    /// Takes a buffer away, or gives it back. `EBADF`, `EINVAL` for what is no
+    /// Takes a buffer away, or gives it back. Both end what is mapped of it, as
+    /// both tell importers that it has moved. `EBADF`, `EINVAL` for what is no
     /// buffer.
     pub(super) fn test_dmabuf_revoke(&mut self, cmd: &TestCmd, call: &mut Call<'_>) -> Result<(), Errno> {
         let file = call.caller.file(cmd.u32_at(16).cast_signed())?.ok_or(Errno::EINVAL)?;
@@ -73,7 +74,7 @@ impl Iommufd {
 
 impl Context {
     /// What is mapped of a buffer leads nowhere any more (IOMMUFD-5.11).
-    fn lose_buffer(&mut self, which: &Arc<DmaBuf>) {
+    pub(crate) fn lose_buffer(&mut self, which: &Arc<DmaBuf>) {
         let mut lost_pages = Vec::new();
         for (id, pages) in &mut self.backing.pages {
             if let PagesOrigin::DmaBuf { buffer, lost } = &mut pages.origin
@@ -83,8 +84,8 @@ impl Context {
                 lost_pages.push(*id);
             }
         }
-        for ioas in self.ioases.values() {
-            ioas.revoke(&lost_pages, &self.backing);
+        for ioas in self.ioases.values_mut() {
+            ioas.revoke(&lost_pages, &mut self.backing);
         }
     }
 }

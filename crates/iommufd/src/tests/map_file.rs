@@ -111,3 +111,29 @@ fn dma_bufs() {
     lab.unmap(other, 0, u64::MAX).unwrap();
     assert!(lab.context().backing.pages.is_empty());
 }
+
+/// IOMMUFD-5.11: revoking is a fence, the area stays, and un-revoking does not
+/// bring it back; where nothing was revoked it takes away all the same (SELF-3.23).
+#[test]
+fn what_is_revoked_leads_nowhere() {
+    let (mut lab, ioas) = lab();
+    lab.add_domain(1000, ioas, &domain()).unwrap();
+    for revoked in [[true, false], [false, false]] {
+        let (fd, buffer) = dma_buf(&mut lab, 4);
+        lab.run(IoasMapFile { length: 2 * PAGE, ..good(ioas, fd) }).unwrap();
+        assert_eq!(lab.dma_read(ioas, PAGE), Some(0));
+        for on in revoked {
+            buffer.set_revoked(on);
+            lab.context().lose_buffer(&buffer);
+            assert_eq!(lab.dma_read(ioas, PAGE), None);
+        }
+        // Nor does the next domain see it, and new mappings work.
+        lab.remove_domain(1000, ioas);
+        lab.add_domain(1000, ioas, &domain()).unwrap();
+        assert_eq!(lab.dma_read(ioas, PAGE), None);
+        lab.run(IoasMapFile { iova: 50 * PAGE, length: PAGE, ..good(ioas, fd) }).unwrap();
+        assert_eq!(lab.dma_read(ioas, 50 * PAGE), Some(0));
+        assert_eq!(lab.unmap(ioas, 0, 2 * PAGE), Ok(2 * PAGE), "the area has stayed");
+        assert_eq!(lab.unmap(ioas, 50 * PAGE, PAGE), Ok(PAGE));
+    }
+}

@@ -61,9 +61,14 @@ fn turning_it_on_and_off() {
     write(&requester, 3);
     assert_eq!(set(&mut lab, hwpt, 1), Ok(()), "twice");
     assert_eq!(get(&mut lab, hwpt, (AT, 8 * PAGE), PAGE, 0), Ok(vec![]), "begins with nothing dirty");
+    write(&requester, 5);
     for _ in 0..2 {
         assert_eq!(set(&mut lab, hwpt, 0), Ok(()));
+        write(&requester, 6);
+        assert_eq!(get(&mut lab, hwpt, (AT, 8 * PAGE), PAGE, NO_CLEAR), Ok(vec![5]), "off, its bits stay");
     }
+    assert_eq!(get(&mut lab, hwpt, (AT, 8 * PAGE), PAGE, 0), Ok(vec![5]));
+    assert_eq!(get(&mut lab, hwpt, (AT, 8 * PAGE), PAGE, 0), Ok(vec![]), "cleared as ever");
     let ioas = lab.ioas();
     let (plain, _) = lab.bind(2, DeviceProperties::default());
     let untracked = lab.hwpt(plain.0, ioas, 0).unwrap();
