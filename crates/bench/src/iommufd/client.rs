@@ -243,7 +243,7 @@ impl Iommufd {
         match (&mut logged.card, what) {
             (_, NONE) => {}
             (Some(card), SOME) => {
-                let page = |n: u64| (n * 100 + (random >> n % 57 & 63)) % (length / PAGE);
+                let page = |n: u64| (n * 100 + (random >> (n % 57) & 63)) % (length / PAGE);
                 let pages: Vec<u64> = (0..length / PAGE / 100).map(|n| LOGGED + page(n) * PAGE).collect();
                 card.touch(&pages)?;
             }
