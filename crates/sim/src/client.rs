@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use caller::{Caller, Capability, FileId, Pinned, ProcessId};
+use caller::{Area, Caller, Capability, ClientFile, FileId, Mm, Pinned, ProcessId, Readiness, UserId};
 use device::Event;
 use iommu::{Memory, MemoryFault};
 use models::testing::CountedEvent;
@@ -18,6 +18,8 @@ use vm_memory::VolatileSlice;
 pub const BASE: u64 = 0x10_0000;
 /// Bytes of every program's memory.
 pub const SIZE: u64 = 1 << 20;
+/// Bytes that a program may lock.
+const LOCKED: u64 = 2 * SIZE;
 
 /// What a device did to a program's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,6 +151,70 @@ impl Client {
     }
 }
 
+/// A program's memory as the core holds on to it.
+#[derive(Debug)]
+struct SimMm {
+    memory: Arc<SimMemory>,
+    process: ProcessId,
+}
+
+impl SimMm {
+    fn pin(memory: &Arc<SimMemory>, vaddr: u64, len: u64) -> Result<Pinned, Errno> {
+        let len = usize::try_from(len).map_err(|_| Errno::EFAULT)?;
+        SimMemory::range(vaddr, len).ok_or(Errno::EFAULT)?;
+        Ok(Pinned { memory: Arc::clone(memory) as Arc<dyn Memory>, offset: vaddr })
+    }
+}
+
+impl Mm for SimMm {
+    fn process(&self) -> ProcessId {
+        self.process
+    }
+
+    fn user(&self) -> UserId {
+        UserId(1000)
+    }
+
+    fn memlock_limit(&self) -> u64 {
+        LOCKED
+    }
+
+    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        self.memory.load(addr, buf).ok_or(Errno::EFAULT)
+    }
+
+    fn write(&self, addr: u64, buf: &[u8]) -> Result<(), Errno> {
+        self.memory.store(addr, buf).ok_or(Errno::EFAULT)
+    }
+
+    fn pin(&self, vaddr: u64, len: u64, _write: bool) -> Result<Pinned, Errno> {
+        SimMm::pin(&self.memory, vaddr, len)
+    }
+
+    fn area(&self, addr: u64) -> Result<Option<Area>, Errno> {
+        let end = BASE + SIZE;
+        Ok((addr < end).then_some(Area { start: BASE, end, shared_file: false }))
+    }
+}
+
+/// A file without memory for devices.
+#[derive(Debug)]
+struct NoMemory;
+
+impl ClientFile for NoMemory {
+    fn pin(&self, _start: u64, _len: u64) -> Result<Pinned, Errno> {
+        Err(Errno::EINVAL)
+    }
+}
+
+/// Nobody polls.
+#[derive(Debug)]
+struct Unwatched;
+
+impl Readiness for Unwatched {
+    fn set_readable(&self, _on: bool) {}
+}
+
 impl Caller for Client {
     fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Errno> {
         self.memory.load(addr, buf).ok_or(Errno::EFAULT)
@@ -175,9 +241,7 @@ impl Caller for Client {
     }
 
     fn pin(&self, vaddr: u64, len: u64, _write: bool) -> Result<Pinned, Errno> {
-        let len = usize::try_from(len).map_err(|_| Errno::EFAULT)?;
-        SimMemory::range(vaddr, len).ok_or(Errno::EFAULT)?;
-        Ok(Pinned { memory: Arc::clone(&self.memory) as Arc<dyn Memory>, offset: vaddr })
+        SimMm::pin(&self.memory, vaddr, len)
     }
 
     fn capable(&self, _capability: Capability) -> bool {
@@ -185,30 +249,32 @@ impl Caller for Client {
     }
 
     fn memlock_limit(&self) -> u64 {
-        2 * SIZE
+        LOCKED
     }
 
     fn process(&self) -> ProcessId {
         self.process
     }
 
-    fn mm(&self) -> Result<Arc<dyn caller::Mm>, Errno> {
-        Err(Errno::ENOSYS)
+    fn mm(&self) -> Result<Arc<dyn Mm>, Errno> {
+        Ok(Arc::new(SimMm { memory: Arc::clone(&self.memory), process: self.process }))
     }
 
-    fn client_file(&self, _fd: i32) -> Result<Arc<dyn caller::ClientFile>, Errno> {
-        Err(Errno::ENOSYS)
+    fn client_file(&self, fd: i32) -> Result<Arc<dyn ClientFile>, Errno> {
+        if self.fds.borrow().contains_key(&fd) { Ok(Arc::new(NoMemory)) } else { Err(Errno::EBADF) }
     }
 
-    fn new_handle(&self, _file: FileId) -> Result<i32, Errno> {
-        Err(Errno::ENOSYS)
+    fn new_handle(&self, file: FileId) -> Result<i32, Errno> {
+        Ok(self.install(Fd::File(file)))
     }
 
-    fn new_queue(&self, _file: FileId) -> Result<(i32, Arc<dyn caller::Readiness>), Errno> {
-        Err(Errno::ENOSYS)
+    fn new_queue(&self, file: FileId) -> Result<(i32, Arc<dyn Readiness>), Errno> {
+        Ok((self.install(Fd::File(file)), Arc::new(Unwatched)))
     }
 
-    fn close(&self, _fd: i32) {}
+    fn close(&self, fd: i32) {
+        self.remove(fd);
+    }
 
     fn is_mapped(&self, _file: FileId, _offset: u64, _len: u64) -> bool {
         false

@@ -2,19 +2,23 @@
 //! The simulation: a lab, its programs and its devices, driven by one seed on
 //! one thread in virtual time.
 //!
+//! Programs drive containers and groups, devices' own nodes and `/dev/iommu`.
 //! [`run`] does random steps and checks the laws after each: no device touches
 //! what is not mapped for it, no program reaches another's memory, each command
 //! completes exactly once or is lost by a reset, interrupts and completions add
-//! up, data read is data written, and nothing is left after the last close. A
+//! up, data read is data written, and nothing is left or paid for after the last
+//! close. A
 //! seed that breaks a law is replayed and shrunk to the steps that matter.
 #![forbid(unsafe_code)]
 
 mod client;
 mod driver;
+mod iommufd;
 mod op;
 mod oracle;
 mod platform;
 mod shrink;
+mod spaces;
 mod world;
 
 use op::Op;
@@ -87,6 +91,7 @@ mod tests {
         }
         // Laws that nothing put to the test would say little.
         assert!(tally.starts > 100 && tally.completions > 1000 && tally.touches > 10_000, "{tally:?}");
+        assert!(tally.bound_starts > 50 && tally.bound_maps > 500, "{tally:?}");
         assert_eq!(run(7).ok(), run(7).ok());
     }
 

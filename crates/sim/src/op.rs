@@ -42,6 +42,80 @@ pub(crate) enum Op {
     Access { client: u8, fd: u8, region: u8, offset: u16, len: u8, write: bool },
     /// Time passes.
     Advance { us: u16 },
+    /// A step on `/dev/iommu`.
+    Iommufd(IommufdOp),
+}
+
+/// One step on `/dev/iommu` and devices' own nodes. `object` counts among the
+/// IOASes and HWPTs of the descriptor's context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum IommufdOp {
+    /// A program opens `/dev/iommu`.
+    Open { client: u8 },
+    /// The whole way to a device through its own node, bound to a context of
+    /// the program, attached to an IOAS or, with `log`, to a HWPT of one.
+    OpenDevice { client: u8, device: u8, fd: u8, new: bool, log: bool },
+    /// `IOAS_ALLOC`.
+    Alloc { client: u8, fd: u8 },
+    /// `HWPT_ALLOC`.
+    Hwpt { client: u8, fd: u8, device: u8, object: u8 },
+    /// `DESTROY`.
+    Destroy { client: u8, fd: u8, object: u8 },
+    /// Attaches a device or replaces what it is attached to.
+    Attach { client: u8, device: u8, object: u8 },
+    /// Detaches a device.
+    Detach { client: u8, device: u8 },
+    /// `IOAS_MAP`.
+    Map { client: u8, fd: u8, object: u8, flags: u8, iova_page: u16, page: u16, pages: u8 },
+    /// `IOAS_COPY`.
+    Copy { client: u8, fd: u8, from: u8, to: u8, flags: u8, src_page: u16, dst_page: u16, pages: u8 },
+    /// `IOAS_UNMAP`.
+    Unmap { client: u8, fd: u8, object: u8, iova_page: u16, pages: u8, all: bool },
+    /// Dirty tracking on or off, or the bitmap.
+    Dirty { client: u8, fd: u8, object: u8, what: u8 },
+}
+
+impl IommufdOp {
+    fn random(rng: &mut fastrand::Rng) -> IommufdOp {
+        let (client, fd, device, object) = (rng.u8(..2), rng.u8(..), rng.u8(..), rng.u8(..));
+        match rng.u32(..30) {
+            0 => IommufdOp::Open { client },
+            1..=6 => IommufdOp::OpenDevice { client, device, fd, new: rng.u8(..3) == 0, log: rng.bool() },
+            7 => IommufdOp::Alloc { client, fd },
+            8 => IommufdOp::Hwpt { client, fd, device, object },
+            9 => IommufdOp::Destroy { client, fd, object },
+            10..=11 => IommufdOp::Attach { client, device, object },
+            12 => IommufdOp::Detach { client, device },
+            13..=20 => IommufdOp::Map {
+                client,
+                fd,
+                object,
+                flags: rng.u8(..8),
+                iova_page: rng.u16(..192),
+                page: rng.u16(..260),
+                pages: rng.u8(..9),
+            },
+            21..=23 => IommufdOp::Copy {
+                client,
+                fd,
+                from: object,
+                to: rng.u8(..),
+                flags: rng.u8(..8),
+                src_page: rng.u16(..192),
+                dst_page: rng.u16(..192),
+                pages: rng.u8(1..9),
+            },
+            24..=27 => IommufdOp::Unmap {
+                client,
+                fd,
+                object,
+                iova_page: rng.u16(..192),
+                pages: rng.u8(..33),
+                all: rng.u8(..20) == 0,
+            },
+            _ => IommufdOp::Dirty { client, fd, object, what: rng.u8(..) },
+        }
+    }
 }
 
 impl Op {
@@ -50,7 +124,8 @@ impl Op {
         let client = rng.u8(..2);
         let fd = rng.u8(..);
         let device = rng.u8(..4);
-        match rng.u32(..100) {
+        match rng.u32(..116) {
+            100.. => Op::Iommufd(IommufdOp::random(rng)),
             0 => Op::OpenContainer { client },
             1 => Op::OpenGroup { client, device },
             2..=7 => Op::OpenDevice { client, device, v1: rng.u8(..5) == 0 },
@@ -79,7 +154,12 @@ impl Op {
                 }
             }
             92..=93 => Op::Poke { client, fd, offset: rng.u16(..0x1080), value: rng.u32(..) },
-            94..=96 => Op::Garbage { client, fd, request: rng.u8(0x64..0x7a), seed: rng.u64(..) },
+            94..=96 => Op::Garbage {
+                client,
+                fd,
+                request: if rng.bool() { rng.u8(0x64..0x7a) } else { rng.u8(0x80..0x95) },
+                seed: rng.u64(..),
+            },
             97..=98 => Op::Access {
                 client,
                 fd,

@@ -10,6 +10,7 @@ use caller::FileId;
 use pci::Address;
 
 use crate::client::Touch;
+use crate::spaces::{SpaceId, Spaces};
 
 /// A live DMA mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +34,21 @@ pub(crate) struct Container {
 #[derive(Debug)]
 pub(crate) enum File {
     Container,
-    Group { container: Option<FileId>, open: bool },
-    Device { group: FileId, address: Address },
+    Group {
+        container: Option<FileId>,
+        open: bool,
+    },
+    Device {
+        group: FileId,
+        address: Address,
+    },
+    /// A device's own node: the context that it is bound to, and the IOAS that
+    /// its device uses.
+    Cdev {
+        address: Address,
+        bound: Option<FileId>,
+        ioas: Option<SpaceId>,
+    },
 }
 
 /// The observer.
@@ -42,6 +56,7 @@ pub(crate) enum File {
 pub(crate) struct Oracle {
     pub(crate) files: BTreeMap<FileId, File>,
     pub(crate) containers: BTreeMap<FileId, Container>,
+    pub(crate) iommufd: Spaces,
 }
 
 impl Oracle {
@@ -123,6 +138,11 @@ impl Oracle {
                 self.group_done(file);
                 None
             }
+            Some(File::Cdev { address, .. }) => {
+                let address = *address;
+                self.files.remove(&file);
+                Some(address)
+            }
             Some(File::Device { group, address }) => {
                 let (group, address) = (*group, *address);
                 self.files.remove(&file);
@@ -170,8 +190,22 @@ impl Oracle {
         }
     }
 
+    /// What an open device may reach by DMA: whose memory, and its mappings.
+    pub(crate) fn space_of(&self, address: Address) -> Option<(usize, &[Map])> {
+        let attached = self.files.values().find_map(|file| match file {
+            File::Cdev { address: a, ioas: Some(ioas), .. } if *a == address => Some(*ioas),
+            _ => None,
+        });
+        if let Some(ioas) = attached {
+            let space = self.iommufd.get(ioas)?;
+            return Some((space.client, &space.maps));
+        }
+        let container = self.container_of(address)?;
+        Some((container.client, &container.maps))
+    }
+
     /// The container through which an open device does its DMA.
-    pub(crate) fn container_of(&self, address: Address) -> Option<&Container> {
+    fn container_of(&self, address: Address) -> Option<&Container> {
         let group = self.files.values().find_map(|f| match f {
             File::Device { group, address: a } if *a == address => Some(*group),
             _ => None,
@@ -185,24 +219,22 @@ impl Oracle {
     /// Law: a device touches only what is mapped for it, with the right that
     /// it needs, of the program that has it.
     pub(crate) fn may(&self, address: Address, client: usize, touch: &Touch) -> bool {
-        self.container_of(address).is_some_and(|container| container.client == client && container.covers(touch))
+        self.space_of(address).is_some_and(|(whose, maps)| whose == client && covers(maps, touch))
     }
 }
 
-impl Container {
-    fn covers(&self, touch: &Touch) -> bool {
-        let mut at = touch.vaddr.start;
-        while at < touch.vaddr.end {
-            let fits = self.maps.iter().filter(|m| if touch.write { m.write } else { m.read });
-            let ends = fits.flat_map(|m| {
-                let len = m.iova.end - m.iova.start;
-                m.vaddr.iter().filter(move |v| (**v..**v + len).contains(&at)).map(move |v| v + len)
-            });
-            match ends.max() {
-                Some(end) => at = end,
-                None => return false,
-            }
+fn covers(maps: &[Map], touch: &Touch) -> bool {
+    let mut at = touch.vaddr.start;
+    while at < touch.vaddr.end {
+        let fits = maps.iter().filter(|m| if touch.write { m.write } else { m.read });
+        let ends = fits.flat_map(|m| {
+            let len = m.iova.end - m.iova.start;
+            m.vaddr.iter().filter(move |v| (**v..**v + len).contains(&at)).map(move |v| v + len)
+        });
+        match ends.max() {
+            Some(end) => at = end,
+            None => return false,
         }
-        true
     }
+    true
 }

@@ -40,6 +40,10 @@ pub struct Tally {
     pub completions: usize,
     /// Accesses of devices to memory of programs.
     pub touches: usize,
+    /// Drivers that came up on devices bound to `/dev/iommu`.
+    pub bound_starts: usize,
+    /// Mappings made there.
+    pub bound_maps: usize,
     /// Mappings made.
     pub maps: usize,
 }
@@ -51,6 +55,8 @@ impl std::ops::AddAssign for Tally {
         self.starts += other.starts;
         self.completions += other.completions;
         self.touches += other.touches;
+        self.bound_starts += other.bound_starts;
+        self.bound_maps += other.bound_maps;
         self.maps += other.maps;
     }
 }
@@ -94,12 +100,12 @@ pub(crate) struct World {
     platform: Arc<SimPlatform>,
     clients: Vec<Rc<Client>>,
     devices: Vec<Address>,
-    oracle: Oracle,
+    pub(crate) oracle: Oracle,
     drivers: BTreeMap<FileId, Driver>,
     processes: u64,
     pub(crate) tally: Tally,
-    /// IOVA and size of the last unmap as it was asked; the call overwrites the size.
-    asked_unmap: (u64, u64),
+    /// The structure of the call under way as it was asked; the call overwrites it.
+    pub(crate) asked: Vec<u8>,
 }
 
 impl World {
@@ -119,7 +125,7 @@ impl World {
             drivers: BTreeMap::new(),
             processes: 2,
             tally: Tally::default(),
-            asked_unmap: (0, 0),
+            asked: Vec::new(),
         })
     }
 
@@ -135,6 +141,7 @@ impl World {
     #[cfg(test)]
     pub(crate) fn deceive(&mut self) {
         self.oracle.containers.values_mut().for_each(|c| c.maps.clear());
+        self.oracle.iommufd.deceive();
     }
 
     /// Closes everything; nothing may be left.
@@ -150,6 +157,12 @@ impl World {
         let open = self.host.borrow().open_files();
         if open != 0 {
             return Err(Broken(format!("{open} files are open after the last close")));
+        }
+        for process in 1..=self.processes {
+            let counts = self.host.borrow().figures(caller::ProcessId(process));
+            if counts != (0, 0) {
+                return Err(Broken(format!("process {process} has {counts:?} pages locked and pinned for nothing")));
+            }
         }
         for device in self.devices.clone() {
             self.turn(device);
@@ -230,8 +243,9 @@ impl World {
                 return Ok(Some(device));
             }
             Op::Reset { client, fd } => {
-                if let Some((number, file)) = self.pick(client, fd, FileKind::VfioDevice) {
-                    let _ = self.ioctl(client.into(), number, dev::RESET, &[]);
+                if let Some((number, file)) = self.pick(client, fd, FileKind::VfioDevice)
+                    && self.ioctl(client.into(), number, dev::RESET, &[]).is_ok()
+                {
                     // Commands that were under way are reported lost by the reset.
                     self.drivers.remove(&file);
                     self.check_silent(file)?;
@@ -262,6 +276,7 @@ impl World {
                     return Ok(self.address(file));
                 }
             }
+            Op::Iommufd(ref op) => self.act_iommufd(op),
             Op::Advance { us } => self.platform.advance(u64::from(us) * 1000),
         }
         Ok(None)
@@ -302,16 +317,12 @@ impl World {
     /// mapped, queues made.
     fn start(&mut self, client: usize, fd: i32, file: FileId) {
         let Some(address) = self.address(file) else { return };
-        let Some(container) = self.container_fd(client, file) else { return };
         self.drivers.remove(&file);
         let caller = self.client(client);
         let slot = self.devices.iter().position(|d| *d == address).unwrap_or_default() as u64;
         let iova = ARENA_IOVA + slot * ARENA_LEN;
         let vaddr = BASE + 0x1_0000 + slot * ARENA_LEN;
-        let unmap = type1::DmaUnmap { argsz: 24, flags: 0, iova, size: ARENA_LEN };
-        let _ = self.ioctl(client, container, type1::UNMAP_DMA, unmap.as_bytes());
-        let map = type1::DmaMap { argsz: 32, flags: 3, vaddr, iova, size: ARENA_LEN };
-        if self.ioctl(client, container, type1::MAP_DMA, map.as_bytes()).is_err() {
+        if self.map_arena(client, file, iova, vaddr).is_none() {
             return;
         }
         // None left from an earlier driver.
@@ -327,8 +338,22 @@ impl World {
         let driver = Driver::start(Rc::clone(&self.host), caller, file, address, iova, vaddr, event);
         if let Some(driver) = driver {
             self.tally.starts += 1;
+            self.tally.bound_starts += usize::from(matches!(self.oracle.files.get(&file), Some(File::Cdev { .. })));
             self.drivers.insert(file, driver);
         }
+    }
+
+    /// Maps an arena for a device, by its container or its IOAS.
+    fn map_arena(&mut self, client: usize, file: FileId, iova: u64, vaddr: u64) -> Option<()> {
+        if let Some(File::Cdev { .. }) = self.oracle.files.get(&file) {
+            return self.map_ioas_arena(client, file, iova, vaddr, ARENA_LEN);
+        }
+        let container = self.container_fd(client, file)?;
+        let unmap = type1::DmaUnmap { argsz: 24, flags: 0, iova, size: ARENA_LEN };
+        let _ = self.ioctl(client, container, type1::UNMAP_DMA, unmap.as_bytes());
+        let map = type1::DmaMap { argsz: 32, flags: 3, vaddr, iova, size: ARENA_LEN };
+        self.ioctl(client, container, type1::MAP_DMA, map.as_bytes()).ok()?;
+        Some(())
     }
 
     fn write_config(&mut self, client: usize, file: FileId, offset: u64, bytes: &[u8]) {
@@ -404,15 +429,16 @@ impl World {
     fn ioctl_value(&mut self, client: usize, fd: i32, request: u32, arg: u64) -> Result<Reply, Errno> {
         let caller = self.client(client);
         let file = caller.file_id(fd).ok_or(Errno::ENOTTY)?;
-        let reply = self.host.borrow_mut().ioctl(file, request, arg, &*caller)?;
+        let done = self.host.borrow_mut().ioctl(file, request, arg, &*caller);
+        self.observe_iommufd(client, file, request, arg, done.is_ok());
+        let reply = done?;
         self.observe(client, file, request, arg, reply);
         Ok(reply)
     }
 
-    fn ioctl(&mut self, client: usize, fd: i32, request: u32, bytes: &[u8]) -> Result<Reply, Errno> {
+    pub(crate) fn ioctl(&mut self, client: usize, fd: i32, request: u32, bytes: &[u8]) -> Result<Reply, Errno> {
         self.client(client).set(SCRATCH, bytes);
-        let word = |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
-        self.asked_unmap = (word(8), word(16));
+        self.asked = bytes.to_vec();
         self.ioctl_value(client, fd, request, SCRATCH)
     }
 
@@ -435,7 +461,7 @@ impl World {
             }
             (Some(FileKind::VfioContainer), type1::UNMAP_DMA) => {
                 // `size` was overwritten with what was removed; what was asked is in the request.
-                let (iova, size) = self.asked_unmap;
+                let (iova, size) = (asked(&self.asked, 8), asked(&self.asked, 16));
                 self.oracle.unmapped(file, flags, iova, size);
                 self.disturb_all();
             }
@@ -458,15 +484,15 @@ impl World {
 
     // What is where.
 
-    fn client(&self, n: usize) -> Rc<Client> {
+    pub(crate) fn client(&self, n: usize) -> Rc<Client> {
         Rc::clone(&self.clients[n % self.clients.len()])
     }
 
-    fn device(&self, n: usize) -> Address {
+    pub(crate) fn device(&self, n: usize) -> Address {
         self.devices[n % self.devices.len()]
     }
 
-    fn pick(&self, client: u8, fd: u8, kind: FileKind) -> Option<(i32, FileId)> {
+    pub(crate) fn pick(&self, client: u8, fd: u8, kind: FileKind) -> Option<(i32, FileId)> {
         let caller = self.client(client.into());
         let host = self.host.borrow();
         let of_kind = |fd: i32| caller.file_id(fd).filter(|file| host.kind(*file) == Some(kind)).map(|file| (fd, file));
@@ -474,7 +500,7 @@ impl World {
         pick(&fds, fd)
     }
 
-    fn address(&self, file: FileId) -> Option<Address> {
+    pub(crate) fn address(&self, file: FileId) -> Option<Address> {
         self.host.borrow().device_address(file)
     }
 
@@ -515,14 +541,14 @@ impl World {
     }
 
     /// An unmap may have hit anybody's arena.
-    fn disturb_all(&mut self) {
+    pub(crate) fn disturb_all(&mut self) {
         for (file, driver) in &mut self.drivers {
             let whole = driver.arena();
             let of = match self.oracle.files.get(file) {
-                Some(File::Device { address, .. }) => self.oracle.container_of(*address),
+                Some(File::Device { address, .. } | File::Cdev { address, .. }) => self.oracle.space_of(*address),
                 _ => None,
             };
-            if !of.is_some_and(|c| c.maps.iter().any(|m| m.iova == whole && m.read && m.write)) {
+            if !of.is_some_and(|(_, maps)| maps.iter().any(|m| m.iova == whole && m.read && m.write)) {
                 driver.disturbed = true;
             }
         }
@@ -595,7 +621,13 @@ impl World {
     }
 }
 
-fn pick<T: Copy>(from: &[T], n: u8) -> Option<T> {
+/// A word of a structure as it was asked.
+pub(crate) fn asked(bytes: &[u8], at: usize) -> u64 {
+    // What is beyond its end reads as zero.
+    bytes.iter().skip(at).take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
+}
+
+pub(crate) fn pick<T: Copy>(from: &[T], n: u8) -> Option<T> {
     from.get(usize::from(n).checked_rem(from.len())?).copied()
 }
 

@@ -72,8 +72,9 @@ fn check(cmd: &HwptGetDirtyBitmap, alignment: u64) -> Result<u64, Errno> {
     Ok(last)
 }
 
-/// Words that are gathered before the program's bitmap is touched.
-const GATHER: usize = 64 << 10;
+/// Words that are gathered before the program's bitmap is touched: what fits a
+/// cache, and is no new memory each time.
+const GATHER: usize = 8 << 10;
 
 /// A program's bitmap, of which bits are set but never cleared (9.4). A part
 /// that cannot be written is left out (9.7).
@@ -92,6 +93,8 @@ struct Bitmap<'a> {
     /// Words not yet written, from word `at` of the bitmap on.
     words: Vec<u64>,
     at: u64,
+    /// What was there where they go.
+    old: Vec<u64>,
 }
 
 impl<'a> Bitmap<'a> {
@@ -108,6 +111,7 @@ impl<'a> Bitmap<'a> {
             granule,
             words: Vec::new(),
             at: 0,
+            old: Vec::new(),
         }
     }
 
@@ -126,17 +130,29 @@ impl<'a> Bitmap<'a> {
     fn add_same(&mut self, first: u64, dirty: &[u64]) {
         // Granules before `iova` in the first word are not dirty.
         let bit = (first >> self.granule).wrapping_sub(self.iova >> self.granule).cast_signed();
-        let (index, by) = (bit.div_euclid(64), bit.rem_euclid(64));
-        for (n, word) in dirty.iter().enumerate().filter(|(_, word)| **word != 0) {
-            let index = index + n as i64;
-            let (low, high) = (word << by, if by == 0 { 0 } else { word >> (64 - by) });
-            if low != 0 {
-                self.set(index.cast_unsigned(), low);
-            }
+        let (mut index, by) = (bit.div_euclid(64), bit.rem_euclid(64));
+        let mut dirty = dirty;
+        if index < 0
+            && let Some((word, rest)) = dirty.split_first()
+        {
+            let high = if by == 0 { 0 } else { word >> (64 - by) };
             if high != 0 {
-                self.set((index + 1).cast_unsigned(), high);
+                self.set(0, high);
             }
+            (index, dirty) = (0, rest);
         }
+        let Some(start) = dirty.iter().position(|word| *word != 0) else { return };
+        let end = dirty.iter().rposition(|word| *word != 0).map_or(start, |last| last + 1);
+        let dirty = dirty.get(start..end).unwrap_or_default();
+        let last = dirty.last().copied().unwrap_or(0);
+        let over = by != 0 && last >> (64 - by) != 0;
+        let words = self.words_at(index.cast_unsigned() + start as u64, dirty.len() + usize::from(over));
+        if by == 0 {
+            words.iter_mut().zip(dirty).for_each(|(word, new)| *word |= new);
+            return;
+        }
+        words.iter_mut().zip(dirty).for_each(|(word, new)| *word |= new << by);
+        words.iter_mut().skip(1).zip(dirty).for_each(|(word, new)| *word |= new >> (64 - by));
     }
 
     /// A bit stands for more or less than a granule: 9.5.
@@ -168,22 +184,28 @@ impl<'a> Bitmap<'a> {
         }
     }
 
-    /// Words come in ascending order; one may come twice in a row.
     fn set(&mut self, word: u64, bits: u64) {
+        if let Some(slot) = self.words_at(word, 1).first_mut() {
+            *slot |= bits;
+        }
+    }
+
+    /// So many words of the bitmap from `first` on. They come in ascending
+    /// order; the last may come again.
+    fn words_at(&mut self, first: u64, count: usize) -> &mut [u64] {
         // Far from the others: rather touch the bitmap twice than all between.
         const NEAR: u64 = 64;
         let next = self.at + self.words.len() as u64;
-        if self.words.is_empty() || word > next + NEAR || word - self.at >= GATHER as u64 {
+        let far = first > next + NEAR || first + count as u64 - self.at > GATHER as u64;
+        if self.words.is_empty() || far {
             self.flush();
-            self.at = word;
+            self.at = first;
         }
-        let index = (word - self.at) as usize;
-        if index >= self.words.len() {
-            self.words.resize(index + 1, 0);
+        let index = (first - self.at) as usize;
+        if index + count > self.words.len() {
+            self.words.resize(index + count, 0);
         }
-        if let Some(slot) = self.words.get_mut(index) {
-            *slot |= bits;
-        }
+        self.words.get_mut(index..index + count).unwrap_or_default()
     }
 
     fn flush(&mut self) {
@@ -197,15 +219,15 @@ impl<'a> Bitmap<'a> {
         self.words = words;
     }
 
-    fn merge(&self, address: u64, len: usize, words: &mut [u64]) {
+    fn merge(&mut self, address: u64, len: usize, words: &mut [u64]) {
         // Where every bit is set nothing of what was there stays.
         if words.iter().any(|word| *word != u64::MAX) {
-            let mut old = vec![0; words.len()];
-            let bytes = zerocopy::IntoBytes::as_mut_bytes(old.as_mut_slice());
+            self.old.resize(words.len(), 0);
+            let bytes = zerocopy::IntoBytes::as_mut_bytes(self.old.as_mut_slice());
             if self.caller.read(address, &mut bytes[..len]).is_err() {
                 return self.merge_pages(address, len, words);
             }
-            words.iter_mut().zip(old).for_each(|(word, old)| *word |= old);
+            words.iter_mut().zip(&self.old).for_each(|(word, old)| *word |= old);
         }
         let bytes = zerocopy::IntoBytes::as_bytes(&*words);
         if self.caller.write(address, &bytes[..len]).is_err() {
