@@ -20,6 +20,8 @@ pub enum Node {
     VfioCdev(u32),
     /// `/dev/iommu` (IOMMUFD-1.1).
     Iommufd,
+    /// `/dev/vhost-vdpa-N` (VDPA-1.1).
+    VhostVdpa(u32),
 }
 
 /// Its path below `/dev`.
@@ -31,6 +33,7 @@ impl fmt::Display for Node {
             Node::VfioNoIommuGroup(group) => write!(f, "vfio/noiommu-{group}"),
             Node::VfioCdev(number) => write!(f, "vfio/devices/vfio{number}"),
             Node::Iommufd => f.write_str("iommu"),
+            Node::VhostVdpa(number) => write!(f, "vhost-vdpa-{number}"),
         }
     }
 }

@@ -13,6 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub trait Event: Any + Send + Sync + Debug {
     /// Adds 1 to the counter; never blocks (a full counter stays full).
     fn signal(&self);
+
+    /// A number that tells it from all others, however many descriptors it
+    /// has; `None`: this is the only way to it.
+    fn number(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// The interrupt type in force.

@@ -200,11 +200,40 @@ impl State {
         {
             return Ok(outcome);
         }
+        if how.write
+            && how.plain
+            && !self.messages.is_empty()
+            && let Some(outcome) = self.message_call(n, listener, how)?
+        {
+            return Ok(outcome);
+        }
         match libc::c_long::from(n.nr) {
             libc::SYS_write => self.write_call(n, listener),
             _ if how.plain || offset < region::FIRST => Ok(Outcome::GoOn),
             _ => self.read_write(n, listener, how),
         }
+    }
+
+    /// Answers `write` and `writev` of a message. `None`: the file takes none.
+    /// What is remembered of a number is not enough: other files are written
+    /// to as well, and a number is closed untold.
+    fn message_call(&mut self, n: &Notification, listener: &Listener, how: Transfer) -> Result<Option<Outcome>, Errno> {
+        let [fd, buf, len, ..] = n.args;
+        let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+        let file = match identity::identify(process, n.tid, fd as i32, &self.files, self.farm.tree()) {
+            Ok(Identity::File(file)) if self.messages.contains(&file) => file,
+            // Also where it cannot be told: the real kernel knows.
+            _ => return Ok(None),
+        };
+        let thread = thread!(self, process, n.tid);
+        if !how.vectored {
+            return self.kernel.write_message(file, &[(buf, len)], &thread).map(|done| Some(Outcome::Done(Ok(done))));
+        }
+        let parts = iovecs(&thread, buf, len)?;
+        if parts.iter().all(|(_, len)| *len == 0) {
+            return Ok(Some(Outcome::Done(Ok(0))));
+        }
+        self.kernel.write_message(file, &parts, &thread).map(|done| Some(Outcome::Done(Ok(done))))
     }
 
     /// Answers `pread64` and its like. The offset says that a device is meant,
@@ -311,6 +340,11 @@ impl State {
         if let Some(known) = found {
             let shared = flags & libc::MAP_TYPE != libc::MAP_PRIVATE;
             let exec = prot as i32 & libc::PROT_EXEC != 0;
+            if known.kind == FileKind::VhostVdpa {
+                let read = prot as i32 & libc::PROT_READ != 0;
+                self.kernel.map_doorbell(known.file, offset, len, shared, read)?;
+                return Ok(Outcome::GoOn);
+            }
             self.kernel.mmap(known.file, offset, len, shared, exec)?;
         }
         Ok(Outcome::GoOn)

@@ -21,6 +21,10 @@ pub(crate) const KVM_SET_DEVICE_ATTR: u32 = 0x4018_aee1;
 /// Longest store to an attribute: a page, as in sysfs.
 pub(crate) const ATTRIBUTE_MAX: u32 = 4096;
 
+/// Lengths of a message for vhost-vdpa: programs write 72 bytes, 40 are enough
+/// (VDPA-7.3). Never 8: those are eventfds.
+const MESSAGE: Range<u32> = 40..129;
+
 /// High half of the lowest region offset: of region 1 where Linux has it, which
 /// some programs use without asking.
 const REGION_HIGH: u32 = 1 << (uapi::region::SHIFT - 32);
@@ -45,6 +49,8 @@ pub(crate) struct Choice {
     pub(crate) paths: bool,
     /// Attributes take stores.
     pub(crate) sysfs_writable: bool,
+    /// Writes of the length of messages are answered too.
+    pub(crate) messages: bool,
     /// Opens for reading are answered too.
     pub(crate) reads: bool,
     /// Descriptors that are read and written by their number.
@@ -76,6 +82,9 @@ pub(crate) fn assemble(choice: &Choice) -> Vec<sock_filter> {
     if choice.sysfs_writable {
         let small = queue().load_high(2).if_not_equal(0, ALLOW).load_low(2);
         filter.call(libc::SYS_write, small.if_at_least(ATTRIBUTE_MAX + 1, ALLOW).ret(NOTIFY));
+    } else if choice.messages {
+        let small = queue().load_high(2).if_not_equal(0, ALLOW).load_low(2);
+        filter.call(libc::SYS_write, small.if_within(MESSAGE, NOTIFY).ret(ALLOW));
     } else {
         filter.call(libc::SYS_write, queue().ret(ALLOW));
     }
@@ -93,9 +102,8 @@ pub(crate) fn assemble(choice: &Choice) -> Vec<sock_filter> {
     ] {
         filter.call(nr, by_offset(queue(), 3).ret(ALLOW));
     }
-    for nr in [libc::SYS_readv, libc::SYS_writev] {
-        filter.call(nr, queue().ret(ALLOW));
-    }
+    filter.call(libc::SYS_readv, queue().ret(ALLOW));
+    filter.call(libc::SYS_writev, queue().ret(if choice.messages { NOTIFY } else { ALLOW }));
     // Handles have nothing at low offsets either; programs map few files shared.
     let shared = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u32;
     let mmap = by_offset(Block::default(), 5).load_low(3).and(shared);
@@ -289,6 +297,17 @@ mod tests {
         assert!(!write(true, 1 << 32));
     }
 
+    /// VDPA-7.3
+    #[test]
+    fn messages_go_by_length() {
+        let choice = || Choice { messages: true, ..Choice::default() };
+        let write = |count| verdict(choice(), libc::SYS_write, [5, 0, count, 0, 0, 0]);
+        assert!(write(40) && write(72) && write(128));
+        assert!(!write(8) && !write(39) && !write(129) && !write(1 << 32 | 72));
+        assert!(verdict(choice(), libc::SYS_writev, [5, 0, 2, 0, 0, 0]));
+        assert!(!verdict(Choice::default(), libc::SYS_writev, [5, 0, 2, 0, 0, 0]));
+    }
+
     #[test]
     fn fstat_is_free_in_paths_mode() {
         let paths = Choice { paths: true, ..Choice::default() };
@@ -298,7 +317,7 @@ mod tests {
 
     #[test]
     fn other_architectures_and_calls_pass() {
-        let filter = assemble(&Choice { paths: true, sysfs_writable: true, reads: true, queues: 3..9 });
+        let filter = assemble(&Choice { paths: true, sysfs_writable: true, messages: true, reads: true, queues: 3..9 });
         assert_eq!(run(&filter, 0x4000_0003, 54, [3, 0x3b64, 0, 0, 0, 0]), ALLOW);
         assert_eq!(run(&filter, ARCH, libc::SYS_getppid as u32, [0; 6]), ALLOW);
         #[cfg(target_arch = "x86_64")]

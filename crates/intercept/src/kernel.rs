@@ -31,6 +31,21 @@ pub trait Kernel: Send {
     /// `pwrite()`: copies from the caller's buffer at `buf`; the bytes done.
     fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno>;
 
+    /// `write()` or `writev()` of a message, gathered from `(address, length)`,
+    /// on a [`FileKind::VhostVdpa`]; the bytes done.
+    fn write_message(&mut self, file: FileId, parts: &[(u64, u64)], caller: &dyn Caller) -> Result<u64, Errno> {
+        let _ = (file, parts, caller);
+        Err(Errno::EINVAL)
+    }
+
+    /// Whether `mmap(len, offset)` of a [`FileKind::VhostVdpa`] is allowed;
+    /// `shared` for `MAP_SHARED`, `read` for `PROT_READ`. The mapping itself is
+    /// made natively.
+    fn map_doorbell(&mut self, file: FileId, offset: u64, len: u64, shared: bool, read: bool) -> Result<(), Errno> {
+        let _ = (file, offset, len, shared, read);
+        Err(Errno::ENODEV)
+    }
+
     /// Whether `mmap(len, offset)` of a file is allowed; `shared` for
     /// `MAP_SHARED`, `exec` for `PROT_EXEC`. The mapping itself is made natively.
     fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool, exec: bool) -> Result<(), Errno>;

@@ -60,6 +60,10 @@ pub struct Options {
     /// `sriov_numvfs`, `bind`). Costs 3 µs for each `write` of up to 4096
     /// bytes that the program makes anywhere.
     pub sysfs_writable: bool,
+    /// Whether files take messages that are written to them
+    /// ([`FileKind::VhostVdpa`](crate::FileKind)). Costs 3 µs for each `writev`
+    /// and each `write` of 40 to 128 bytes that the program makes anywhere.
+    pub messages: bool,
     /// Whether `/proc/PID/status` shows the pretend kernel's figures
     /// ([`Figures`](crate::Figures)). Costs 3 µs for each file that the program
     /// opens for reading.
@@ -89,6 +93,7 @@ impl Options {
             env: Vec::new(),
             isolation: Isolation::Auto,
             sysfs_writable: false,
+            messages: false,
             process_figures: false,
             whole_process: false,
             waker: None,

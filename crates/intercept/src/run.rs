@@ -94,6 +94,7 @@ pub fn run(mut options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, 
             isolation,
             farm_path: started.scratch.as_ref().and_then(|s| s.path().to_str()).unwrap_or_default().to_owned(),
             sysfs_writable: options.sysfs_writable,
+            messages: Default::default(),
             process_figures: options.process_figures,
             namespaces: namespaces_of(pid, isolation),
             parked: Parked::default(),
@@ -158,7 +159,8 @@ fn start(
 ) -> Result<Started, Error> {
     let paths = isolation == Isolation::Paths;
     let (sysfs_writable, reads) = (options.sysfs_writable, options.process_figures);
-    let filter = assemble(&Choice { paths, sysfs_writable, reads, queues: queues.clone() });
+    let messages = options.messages;
+    let filter = assemble(&Choice { paths, sysfs_writable, messages, reads, queues: queues.clone() });
     let mut plan = plan(tree, std::path::Path::new("/"));
     let mut farm = None;
     let mut scratch = None;

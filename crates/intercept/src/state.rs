@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::events::Events;
 use crate::farm::Farm;
 use crate::files::{Backing, Files, InodeId};
+use crate::ints::IntSet;
 use crate::launch::mount_node;
 use crate::parked::Parked;
 use crate::processes::Processes;
@@ -47,6 +48,8 @@ pub(crate) struct State {
     pub(crate) farm_path: String,
     /// Whether attributes take stores.
     pub(crate) sysfs_writable: bool,
+    /// Open files that take messages.
+    pub(crate) messages: IntSet<FileId>,
     /// Statuses of processes have the pretend kernel's figures.
     pub(crate) process_figures: bool,
     /// Namespaces of the program, for mounts that come later.
@@ -72,6 +75,7 @@ impl State {
     /// Tells the kernel that a file is no longer open.
     pub(crate) fn release(&mut self, file: FileId) {
         tracing::debug!(target: "vfuse::call", file = file.0, "released");
+        self.messages.remove(&file);
         self.kernel.release(file);
     }
 
@@ -112,7 +116,13 @@ impl State {
             None => self.files.create(file, Backing::Handle),
         };
         match made {
-            Ok(description) => Ok((description, self.kernel.kind(file).unwrap_or(FileKind::Other))),
+            Ok(description) => {
+                let kind = self.kernel.kind(file).unwrap_or(FileKind::Other);
+                if kind == FileKind::VhostVdpa {
+                    self.messages.insert(file);
+                }
+                Ok((description, kind))
+            }
             Err(errno) => {
                 tracing::warn!(target: "vfuse::run", file = file.0, %errno, "cannot make a descriptor for the program");
                 self.kernel.release(file);

@@ -95,6 +95,12 @@ impl Event for EventFd {
             self.write_if_ready();
         }
     }
+
+    /// What the kernel shows in `fdinfo`.
+    fn number(&self) -> Option<u64> {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd())).ok()?;
+        info.lines().find_map(|line| line.strip_prefix("eventfd-id:"))?.trim().parse().ok()
+    }
 }
 
 /// Whether `fd` is an eventfd.

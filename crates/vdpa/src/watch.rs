@@ -41,6 +41,7 @@ impl Watch {
     /// Whether it is this eventfd that is heard.
     pub(crate) fn hears(&self, event: &Arc<dyn Event>) -> bool {
         std::ptr::addr_eq(Arc::as_ptr(&self.event), Arc::as_ptr(event))
+            || self.event.number().is_some_and(|number| event.number() == Some(number))
     }
 }
 
