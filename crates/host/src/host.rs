@@ -15,9 +15,10 @@ use crate::assemble::{self, Placed, Storage};
 use crate::drivers::Drivers;
 use crate::errors::Errors;
 use crate::lab::{ContainerServer, Lab, LabError};
-use crate::sysfs;
 use crate::tree::{Node, Tree};
 use crate::unbind::Removals;
+use crate::vdpa_bus::{VdpaBus, VdpaError};
+use crate::{sysfs, sysfs_vdpa};
 
 /// Kinds of open file; what a request means depends on it (API-002).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +34,8 @@ pub enum FileKind {
     /// What a call on `/dev/iommu` made: a fault queue, an event queue, a file
     /// of the selftest's.
     IommufdObject,
+    /// `/dev/vhost-vdpa-N`.
+    VhostVdpa,
 }
 
 /// A lab that runs: everything a front door calls.
@@ -46,6 +49,7 @@ pub struct Host {
     pub(crate) board: Board,
     pub(crate) vfio: Vfio,
     pub(crate) iommufd: Iommufd,
+    pub(crate) vdpa: VdpaBus,
     pub(crate) drivers: Drivers,
     pub(crate) storage: Box<dyn Storage>,
     platform: Arc<dyn Platform>,
@@ -79,6 +83,13 @@ impl Host {
             memory_limit: lab.iommu.memory_limit,
         };
         let iommufd = Iommufd::new(Arc::clone(&platform), options, vfio.accounts().clone());
+        let mut vdpa = VdpaBus::new(vdpa::Vdpa::new(Arc::clone(&platform), vfio.accounts().clone()));
+        for spec in &lab.vdpa {
+            vdpa.add(spec, storage.as_ref()).map_err(|error| match error {
+                VdpaError::Lab(error) => error,
+                refused => LabError::new(&spec.place, refused.to_string()),
+            })?;
+        }
         let drivers = Drivers::of(&board);
         let mut host = Host {
             lab,
@@ -86,6 +97,7 @@ impl Host {
             board,
             vfio,
             iommufd,
+            vdpa,
             drivers,
             storage,
             platform,
@@ -130,7 +142,11 @@ impl Host {
             errors: &self.errors.service,
             reset_groups: self.lab.reset_groups,
         };
-        sysfs::tree(&self.board, &facts)
+        let mut tree = sysfs::tree(&self.board, &facts);
+        if self.vdpa.shown {
+            sysfs_vdpa::add(&mut tree, &self.vdpa.vdpa);
+        }
+        tree
     }
 
     /// Counts changes of the tree.
@@ -176,6 +192,10 @@ impl Host {
                 self.iommufd.open(file, false);
                 FileKind::Iommufd
             }
+            Node::VhostVdpa(number) => {
+                self.vdpa.vdpa.open(file, number)?;
+                FileKind::VhostVdpa
+            }
         };
         self.files.insert(file, kind);
         Ok(file)
@@ -200,6 +220,7 @@ impl Host {
                 let mut call = iommufd::Call { caller, files: &mut self.ids };
                 self.iommufd.ioctl(file, request, arg, &mut call)?
             }
+            FileKind::VhostVdpa => self.vdpa.vdpa.ioctl(file, request, arg, caller).map(Reply::Value)?,
         };
         self.follow_call();
         if let Reply::NewFile(new) = reply
@@ -221,6 +242,8 @@ impl Host {
             FileKind::Iommufd | FileKind::IommufdObject => {
                 self.iommufd.read(file, offset, buf, len, caller).map(Reply::Value)
             }
+            // VDPA-1.7
+            FileKind::VhostVdpa => Err(Errno::EINVAL),
         }
     }
 
@@ -242,7 +265,20 @@ impl Host {
             FileKind::Iommufd | FileKind::IommufdObject => {
                 self.iommufd.write(file, offset, buf, len, caller).map(Reply::Value)
             }
+            FileKind::VhostVdpa => self.vdpa.vdpa.write(file, &[(buf, len)], caller).map(Reply::Value),
         }
+    }
+
+    /// `write` and `writev` of a message to `/dev/vhost-vdpa-N`, gathered from
+    /// `(address, length)`; the bytes done.
+    pub fn write_message(&mut self, file: FileId, parts: &[(u64, u64)], caller: &dyn Caller) -> Result<u64, Errno> {
+        self.vdpa.vdpa.write(file, parts, caller)
+    }
+
+    /// Whether `mmap` of a doorbell of `/dev/vhost-vdpa-N` is allowed; `read` if
+    /// the mapping could be read.
+    pub fn map_doorbell(&self, file: FileId, offset: u64, len: u64, shared: bool, read: bool) -> Result<(), Errno> {
+        self.vdpa.vdpa.mmap(file, offset, len, shared, read)
     }
 
     /// Whether `mmap` of `len` bytes at `offset` is allowed; `exec` if the
@@ -253,6 +289,8 @@ impl Host {
                 self.vfio.mmap(file, offset, len, shared, &self.board)
             }
             FileKind::Iommufd | FileKind::IommufdObject => self.iommufd.mmap(file, offset, len, shared, exec),
+            // It cannot be told that the mapping could not be read.
+            FileKind::VhostVdpa => self.map_doorbell(file, offset, len, shared, true),
         }
     }
 
@@ -263,6 +301,11 @@ impl Host {
                 self.vfio.release(file, &mut self.board, &mut self.iommufd);
             }
             Some(FileKind::Iommufd | FileKind::IommufdObject) => self.iommufd.release(file),
+            Some(FileKind::VhostVdpa) => {
+                if self.vdpa.vdpa.release(file) {
+                    self.changed();
+                }
+            }
             None => {}
         }
         self.files.remove(&file);
@@ -365,6 +408,7 @@ impl Host {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::IommufdObject => None,
             FileKind::VfioDevice => self.vfio.device_file(file),
             FileKind::Iommufd => self.iommufd.device_file(file),
+            FileKind::VhostVdpa => self.vdpa.vdpa.device_file(file),
         }
     }
 

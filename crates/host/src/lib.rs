@@ -12,8 +12,10 @@ pub mod lab;
 mod store;
 pub mod survey;
 mod sysfs;
+mod sysfs_vdpa;
 pub mod tree;
 mod unbind;
+mod vdpa_bus;
 mod virtio;
 
 pub use assemble::Storage;
@@ -21,4 +23,5 @@ pub use errors::{ErrorPolicy, Injected, NotInjected, NotTaken, TakerId};
 pub use host::{FileKind, Host};
 pub use inventory::{FunctionInfo, table};
 pub use lab::{Lab, LabError};
+pub use vdpa_bus::{VdpaConfig, VdpaError, VdpaInfo, vdpa_table};
 pub use virtio::VirtioMaker;

@@ -47,6 +47,74 @@ pub(crate) enum Command {
     AerBridge(AerBridge),
     /// Show what happens in a running lab, one JSON object a line.
     Events(Events),
+    /// The vdpa bus of a running lab.
+    #[command(subcommand)]
+    Vdpa(VdpaCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VdpaCommand {
+    /// Devices of the bus, as the vdpa tool has them.
+    #[command(subcommand)]
+    Dev(VdpaDevCommand),
+    /// Explain what a reset, a release and SET_GROUP_ASID do to a device's
+    /// mappings now, and why.
+    Explain {
+        /// The device.
+        name: String,
+        /// The control socket of the lab.
+        #[arg(long, value_name = "SOCKET")]
+        control: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VdpaDevCommand {
+    /// Add a device.
+    Add {
+        /// MODEL[,name=NAME][,key=value]..., as for `vfuse run --vdpa`.
+        device: String,
+        /// The control socket of the lab.
+        #[arg(long, value_name = "SOCKET")]
+        control: PathBuf,
+    },
+    /// Delete a device; waits until nobody has it open.
+    Del {
+        /// The device.
+        name: String,
+        /// The control socket of the lab.
+        #[arg(long, value_name = "SOCKET")]
+        control: PathBuf,
+    },
+    /// Show devices.
+    Show {
+        /// Only this one.
+        name: Option<String>,
+        /// The control socket of the lab.
+        #[arg(long, value_name = "SOCKET")]
+        control: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a device's configuration.
+    Config {
+        /// The device.
+        name: String,
+        /// The control socket of the lab.
+        #[arg(long, value_name = "SOCKET")]
+        control: PathBuf,
+    },
+    /// Show vendor statistics of a queue.
+    Vstats {
+        /// The device.
+        name: String,
+        /// The queue.
+        qidx: u32,
+        /// The control socket of the lab.
+        #[arg(long, value_name = "SOCKET")]
+        control: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -175,6 +243,10 @@ pub(crate) struct Run {
     /// example nvme,addr=02:00.0,file=disk.img or nvme,size=1G. May be repeated.
     #[arg(long, value_name = "SPEC")]
     pub(crate) device: Vec<String>,
+
+    /// A device of the vdpa bus, `net` or `blk` with key=value pairs; may be repeated.
+    #[arg(long, value_name = "MODEL[,key=value]...")]
+    pub(crate) vdpa: Vec<String>,
 
     /// Answer questions about the running lab at this Unix socket (HTTP and JSON).
     #[arg(long, value_name = "SOCKET")]

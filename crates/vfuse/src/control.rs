@@ -8,6 +8,12 @@
 //! | `GET /v1/groups` | IOMMU groups |
 //! | `GET /v1/reset-groups` | what is reset together; `?user=ADDRESS,…` asks for a user who has these |
 //! | `GET /v1/reset-groups/{address}` | what is reset together with a function |
+//! | `GET /v1/vdpa` | devices of the vdpa bus |
+//! | `POST /v1/vdpa` | adds one; the body is `MODEL[,key=value]...` |
+//! | `POST /v1/vdpa/{name}/delete` | deletes one; answers when nobody has it open any more |
+//! | `GET /v1/vdpa/{name}/config` | its configuration |
+//! | `GET /v1/vdpa/{name}/vstats/{queue}` | vendor statistics of a queue |
+//! | `GET /v1/vdpa/{name}/explain` | what becomes of its mappings, as text |
 //! | `POST /v1/aer/inject` | injects errors; the body is in `aer-inject`'s format, `?id=ADDRESS` says where |
 //! | `GET /v1/events` and others | [what happens](crate::events) |
 
@@ -67,7 +73,7 @@ impl Control {
     pub(crate) fn serve(path: &Path, shared: Shared) -> Result<Control> {
         let listener = listen(path)?;
         listener.set_nonblocking(true).context("control socket")?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("control socket")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("control socket")?;
         let router = Router::new()
             .route("/v1/functions", get(functions))
             .route("/v1/functions/{address}", get(function))
@@ -75,6 +81,7 @@ impl Control {
             .route("/v1/reset-groups", get(reset_groups))
             .route("/v1/reset-groups/{address}", get(reset_group))
             .route("/v1/aer/inject", post(inject))
+            .merge(crate::vdpa::routes())
             .merge(events::routes())
             .with_state(shared);
         std::thread::Builder::new()

@@ -50,7 +50,9 @@ impl Running {
         if self.generation.replace(host.generation()) == Some(host.generation()) {
             return;
         }
-        let present: Vec<Arc<dyn Steppable>> = host.endpoints().map(|endpoint| Arc::clone(endpoint) as _).collect();
+        let functions = host.endpoints().map(|endpoint| Arc::clone(endpoint) as Arc<dyn Steppable>);
+        let vdpa = host.vdpa_endpoints().map(|endpoint| Arc::clone(endpoint) as Arc<dyn Steppable>);
+        let present: Vec<Arc<dyn Steppable>> = functions.chain(vdpa).collect();
         drop(host);
         let has = |list: &[Arc<dyn Steppable>], endpoint: &Arc<dyn Steppable>| {
             list.iter().any(|e| std::ptr::addr_eq(Arc::as_ptr(e), Arc::as_ptr(endpoint)))
@@ -100,6 +102,14 @@ impl intercept::Kernel for Running {
         self.act(|host| host.write(file, offset, buf, len, caller))
     }
 
+    fn write_message(&mut self, file: FileId, parts: &[(u64, u64)], caller: &dyn Caller) -> Result<u64, Errno> {
+        self.act(|host| host.write_message(file, parts, caller))
+    }
+
+    fn map_doorbell(&mut self, file: FileId, offset: u64, len: u64, shared: bool, read: bool) -> Result<(), Errno> {
+        self.host().map_doorbell(file, offset, len, shared, read)
+    }
+
     fn mmap(&mut self, file: FileId, offset: u64, len: u64, shared: bool, exec: bool) -> Result<(), Errno> {
         self.host().mmap(file, offset, len, shared, exec)
     }
@@ -120,6 +130,7 @@ impl intercept::Kernel for Running {
             FileKind::VfioDevice => intercept::FileKind::Device,
             FileKind::Iommufd => intercept::FileKind::Iommufd,
             FileKind::IommufdObject => intercept::FileKind::Other,
+            FileKind::VhostVdpa => intercept::FileKind::VhostVdpa,
         })
     }
 

@@ -12,6 +12,7 @@ mod log;
 mod platform;
 mod storage;
 mod topology;
+mod vdpa;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Device(DeviceCommand::List { control, json }) => list(control, *json),
         Command::Group(command) => topology::group(command),
         Command::ResetGroup(command) => topology::reset_group(command),
+        Command::Vdpa(command) => vdpa::command(command),
         Command::Aer(AerCommand::Inject { file, id, control }) => inject(file.as_deref(), *id, control),
         Command::AerBridge(arguments) => bridge::run(arguments),
         Command::Events(arguments) => listen::events(arguments),
@@ -60,6 +62,8 @@ fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
     let events = log::start(verbose, run.trace.as_deref(), run.control.is_some())?;
     let lab = read_lab(run)?;
     let process_figures = lab.iommu.process_figures;
+    // Devices may come later, through the control socket.
+    let messages = !lab.vdpa.is_empty() || run.control.is_some();
     let waker = intercept::Waker::new().context("cannot make an eventfd")?;
     let platform = platform::Real::new(waker.clone())?;
     let host = Host::new(lab, Arc::clone(&platform) as _, Box::new(storage::Real))?;
@@ -80,6 +84,7 @@ fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
         args::Isolation::Paths => intercept::Isolation::Paths,
     };
     options.sysfs_writable = run.sysfs_writable;
+    options.messages = messages;
     options.process_figures = process_figures;
     options.whole_process = true;
     if run.traps {
@@ -96,11 +101,14 @@ fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
 fn read_lab(run: &Run) -> Result<Lab> {
     let mut lab = match &run.lab {
         Some(file) => parse(file)?,
-        None if run.device.is_empty() => Lab::standard(),
+        None if run.device.is_empty() && run.vdpa.is_empty() => Lab::standard(),
         None => Lab::default(),
     };
     for device in &run.device {
         lab.add_device(device)?;
+    }
+    for device in &run.vdpa {
+        lab.add_vdpa(device)?;
     }
     Ok(lab)
 }

@@ -68,9 +68,29 @@ impl fmt::Debug for VirtioEndpoint {
 impl VirtioEndpoint {
     /// Puts a model in place.
     #[must_use]
-    pub fn new(mut device: Box<dyn VirtioDevice>, latch: Latch) -> Arc<VirtioEndpoint> {
+    pub fn new(device: Box<dyn VirtioDevice>, latch: Latch) -> Arc<VirtioEndpoint> {
         let spec = device.spec();
-        let dma: Vec<Arc<Requester>> = (0..spec.groups.max(1)).map(|_| Requester::new()).collect();
+        let dma = (0..spec.groups.max(1)).map(|_| Requester::new()).collect();
+        VirtioEndpoint::place(device, latch, spec, dma)
+    }
+
+    /// Puts a model in place whose queues are all in one group, whatever it
+    /// says.
+    #[must_use]
+    pub fn with_one_group(device: Box<dyn VirtioDevice>, latch: Latch) -> Arc<VirtioEndpoint> {
+        let mut spec = device.spec();
+        let dma = vec![Requester::new(); spec.groups.max(1) as usize];
+        spec.queues.iter_mut().for_each(|queue| queue.group = 0);
+        (spec.groups, spec.address_spaces) = (1, 1);
+        VirtioEndpoint::place(device, latch, spec, dma)
+    }
+
+    fn place(
+        mut device: Box<dyn VirtioDevice>,
+        latch: Latch,
+        spec: VirtioSpec,
+        dma: Vec<Arc<Requester>>,
+    ) -> Arc<VirtioEndpoint> {
         dma.iter().for_each(|requester| requester.set_bus_master(true));
         device.set_features(0);
         let queues = spec.queues.iter().map(|queue| Queue::new(queue.max_size)).collect();

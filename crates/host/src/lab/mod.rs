@@ -10,11 +10,13 @@ mod dsa;
 mod error;
 mod file;
 mod section;
+mod vdpa;
 mod virtio;
 
 pub use device::{DeviceSpec, DiskSpec, FunctionResets, Medium, Model, NvmeSpec, PortKind, PortSpec};
 pub use error::{Behaviour, ErrorSpec, When};
 pub use section::Place;
+pub use vdpa::VdpaSpec;
 pub use virtio::{BlkSpec, NetSpec, NetworkKind, NetworkSpec, RingSpec, VirtioModel};
 
 use iommufd::{FaultCookies, FaultTransport, LabIommu};
@@ -135,6 +137,8 @@ pub struct Lab {
     pub ports: Vec<PortSpec>,
     /// Devices, in the order of the description.
     pub devices: Vec<DeviceSpec>,
+    /// Devices of the vdpa bus, in the order of the description.
+    pub vdpa: Vec<VdpaSpec>,
     /// Errors that are planned.
     pub errors: Vec<ErrorSpec>,
 }
@@ -161,6 +165,7 @@ impl Default for Lab {
             ids: Vec::new(),
             ports: Vec::new(),
             devices: Vec::new(),
+            vdpa: Vec::new(),
             errors: Vec::new(),
         }
     }
@@ -214,10 +219,11 @@ impl Lab {
                 }
                 "port" => lab.ports.push(PortSpec::decode(section)?),
                 "device" => lab.devices.push(DeviceSpec::decode(section)?),
+                "vdpa" => lab.vdpa.push(VdpaSpec::decode(section)?),
                 "error" => lab.errors.push(ErrorSpec::decode(section)?),
                 what => {
                     let message = format!(
-                        "unknown table `{what}`; a lab has [iommu], [fault], [vfio], [[port]], [[device]] and [[error]]"
+                        "unknown table `{what}`; a lab has [iommu], [fault], [vfio], [[port]], [[device]], [[vdpa]] and [[error]]"
                     );
                     return Err(LabError::new(&section.place, message));
                 }
@@ -231,6 +237,12 @@ impl Lab {
         let place = Place::argument(&format!("--device {argument}"));
         let section = arguments("device", place, argument)?;
         self.devices.push(DeviceSpec::decode(section)?);
+        Ok(())
+    }
+
+    /// Adds what a `--vdpa MODEL[,key=value]...` argument describes.
+    pub fn add_vdpa(&mut self, argument: &str) -> Result<(), LabError> {
+        self.vdpa.push(VdpaSpec::parse(&format!("--vdpa {argument}"), argument)?);
         Ok(())
     }
 }
