@@ -5,14 +5,18 @@ export PATH := $(CURDIR)/build/tools/bin:$(PATH)
 SEEDS ?= 1000
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test build lint fmt doc install bench conformance sim fuzz miri
+.PHONY: help demo demo-aer test build lint fmt doc install bench conformance sim fuzz miri
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: ## a client, what the device saw, the result: in a minute
 	@scripts/install demo
 	@scripts/demo
+
+demo-aer: ## a guest recovers from errors of its disk while it writes to it
+	@scripts/install test
+	@scripts/demo-aer
 
 test: install build lint ## everything that CI runs; the last line counts the tests
 	cargo test --workspace --doc --quiet
@@ -30,7 +34,7 @@ lint: ## format, clippy, documentation, licences, scripts
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	cargo deny --log-level error check licenses bans sources
-	shellcheck -x scripts/install scripts/selftests scripts/guest scripts/guest-init scripts/clean-root scripts/demo .ci/run
+	shellcheck -x scripts/install scripts/selftests scripts/guest scripts/guest-init scripts/clean-root scripts/demo scripts/demo-aer .ci/run
 
 fmt: ## format the source
 	cargo fmt

@@ -22,6 +22,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of a program that ran beside the test.
+    #[must_use]
+    pub fn new(status: ExitStatus, text: String) -> Outcome {
+        Outcome { status, text, shown: "the program".into() }
+    }
+
     /// Passes the outcome on if the program exited with 0.
     ///
     /// # Panics

@@ -158,7 +158,12 @@ fn sha256(path: &Path) -> String {
     outcome.text.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-fn tool<S: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = S>) -> Outcome {
+/// Runs a program of the machine, a minute at most.
+///
+/// # Panics
+/// If it is not there or fails.
+#[track_caller]
+pub fn tool<S: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = S>) -> Outcome {
     let mut command = Command::new(need_program(name));
     command.args(arguments);
     let outcome = run_child(command, Duration::from_secs(60));

@@ -11,13 +11,15 @@ mod child;
 mod guest;
 mod hugepages;
 mod kselftest;
+mod live;
 mod place;
 mod run;
 
 pub use child::{Outcome, run_child};
-pub use guest::{Guest, GuestReport, TestDisk};
+pub use guest::{Guest, GuestReport, TestDisk, tool};
 pub use hugepages::HugePages;
 pub use kselftest::{Expected, Report, Verdict, selftest};
+pub use live::{Live, Monitor};
 pub use place::{Place, build_file, example, need_program, vfuse_binary};
 pub use run::{Vfuse, Way};
 

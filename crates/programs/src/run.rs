@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::geteuid;
 
-use crate::{Outcome, Place, run_child, vfuse_binary};
+use crate::{Live, Outcome, Place, run_child, vfuse_binary};
 
 /// The unprivileged user and group of the tests that root starts.
 const NOBODY: u32 = 65534;
@@ -188,6 +188,31 @@ impl Vfuse {
     #[must_use]
     pub fn run<S: AsRef<OsStr>>(&self, program: impl IntoIterator<Item = S>) -> Outcome {
         run_child(self.command(program), self.limit)
+    }
+
+    /// Starts the program; what it prints goes to `output.txt` of the run's
+    /// place.
+    #[must_use]
+    pub fn start<S: AsRef<OsStr>>(&self, program: impl IntoIterator<Item = S>) -> Live {
+        Live::start(self.command(program), self.place.path("output.txt"), self.limit)
+    }
+
+    /// Another `vfuse` command of the same user, run to its end.
+    ///
+    /// # Panics
+    /// If it takes too long.
+    #[track_caller]
+    #[must_use]
+    pub fn also<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Outcome {
+        run_child(self.other(arguments), self.limit)
+    }
+
+    /// Another `vfuse` command of the same user, not yet started.
+    #[must_use]
+    pub fn other<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = self.way.command(self.place.program(&vfuse_binary()));
+        command.args(arguments).current_dir(self.place.path("")).env_remove("RUST_LOG");
+        command
     }
 
     /// Runs lines of shell.

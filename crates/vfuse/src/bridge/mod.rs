@@ -38,7 +38,7 @@ const FATAL: &str = "MALF_TLP";
 pub(crate) fn run(arguments: &AerBridge) -> Result<ExitCode> {
     // Asked before there is a runtime: the question has one of its own.
     let groups = groups(&arguments.control)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(bridge(arguments, &groups))
 }
 

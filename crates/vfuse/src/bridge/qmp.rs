@@ -2,12 +2,16 @@
 //! QEMU's monitor: JSON lines over a Unix socket (QMP).
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// How long a monitor may take to greet.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A monitor, ready for commands.
 pub(super) struct Monitor {
@@ -24,7 +28,10 @@ impl Monitor {
         })?;
         let (reader, writer) = stream.into_split();
         let mut monitor = Monitor { lines: BufReader::new(reader).lines(), writer, sent: 0 };
-        let greeting = monitor.line().await?;
+        let greeting = tokio::time::timeout(PATIENCE, monitor.line()).await.with_context(|| {
+            let shown = socket.display();
+            format!("{shown} does not answer: QEMU serves one client at a monitor; give it another -qmp")
+        })??;
         if greeting.is_none_or(|greeting| greeting.get("QMP").is_none()) {
             bail!("{} is not a QMP monitor", socket.display());
         }
