@@ -120,6 +120,11 @@ pub trait Caller {
         self.new_queue(file)
     }
 
+    /// The same for a stream that is read only or, with `write`, written only.
+    fn new_stream(&self, file: FileId, write: bool) -> Result<(i32, Arc<dyn Readiness>), Errno> {
+        if write { self.new_queue(file) } else { self.new_event_queue(file) }
+    }
+
     /// Closes a descriptor that [`new_handle`](Self::new_handle) or
     /// [`new_queue`](Self::new_queue) gave in the same call. Where a program's
     /// descriptors cannot be closed from outside the number stays taken, by

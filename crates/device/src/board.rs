@@ -7,6 +7,7 @@ use std::sync::Arc;
 use pci::{Address, Fabric, ResetMethod};
 
 use crate::Endpoint;
+use crate::migration::Migration;
 
 /// A driver of the pretend kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +46,8 @@ pub struct Slot {
     /// `reset_method` of sysfs: which methods a reset tries, in this order
     /// (ERR-072); `None`: those that the function has.
     pub reset_methods: Option<Vec<ResetMethod>>,
+    /// How it migrates; `None`: not at all.
+    pub migration: Option<Migration>,
     /// A task that waits holds the device's lock: who only tries for it, as
     /// resets do, gets `EAGAIN`.
     pub locked: bool,
@@ -61,6 +64,7 @@ impl Default for Slot {
             driver_override: None,
             sriov_autoprobe: true,
             reset_methods: None,
+            migration: None,
             locked: false,
             leaving: false,
         }

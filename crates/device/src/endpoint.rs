@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use iommu::Requester;
 use pci::FunctionSpec;
 
+use crate::migration::{Activity, LoadError};
 use crate::{DeviceFile, Interrupts, PageRequests, Steppable, Turn, Wake, Window};
 
 /// Time since the lab started, in nanoseconds.
@@ -38,6 +39,8 @@ pub struct Io<'a> {
     pub windows: [Option<&'a dyn Window>; 6],
     /// The time.
     pub now: Nanos,
+    /// What it may do; never [`Activity::Stopped`].
+    pub activity: Activity,
 }
 
 /// A device model.
@@ -70,6 +73,30 @@ pub trait Device: Send {
     /// Returns to the state after power on. Work under way is dropped, with no
     /// completion and no interrupt.
     fn reset(&mut self, io: &mut Io<'_>, kind: ResetKind);
+
+    /// What a saved state must be of: the model and what of its configuration a
+    /// state depends on. `None`: it cannot be saved.
+    ///
+    /// A model that has one takes up no work in a turn or a store while
+    /// [`Io::activity`] is not [`Activity::Running`]: registers answer, what is
+    /// submitted waits.
+    fn identity(&self) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Its state, without what configuration space and the windows' pages are
+    /// made from. Only while nothing is done in parts.
+    fn save(&mut self, io: &mut Io<'_>) -> Vec<u8> {
+        let _ = io;
+        Vec::new()
+    }
+
+    /// Takes over a state of a device of the same identity, whole or not at
+    /// all. The bytes may be anything.
+    fn load(&mut self, io: &mut Io<'_>, state: &[u8]) -> Result<(), LoadError> {
+        let _ = (io, state);
+        Err(LoadError::Unsupported)
+    }
 }
 
 /// A device model in its place: shared by the host, which configures it, and
@@ -94,6 +121,7 @@ struct Model {
     responds: bool,
     /// The windows are full of ones.
     ones: bool,
+    activity: Activity,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -107,8 +135,15 @@ impl Endpoint {
     #[must_use]
     pub fn new(device: Box<dyn Device>) -> Arc<Endpoint> {
         let spec = device.function();
-        let model =
-            Model { device, file: None, windows: Default::default(), memory: false, responds: true, ones: false };
+        let model = Model {
+            device,
+            file: None,
+            windows: Default::default(),
+            memory: false,
+            responds: true,
+            ones: false,
+            activity: Activity::Running,
+        };
         let page_requests = PageRequests::new(spec.pasid.is_some());
         Arc::new(Endpoint {
             model: Mutex::new(model),
@@ -192,11 +227,65 @@ impl Endpoint {
         }
     }
 
+    /// What the device may do from now on. What is under way is over at the
+    /// return, as far as it may not be. Stopped, loads give zeros, stores are
+    /// dropped and nothing moves; what was stored before the call counts.
+    pub fn set_activity(&self, activity: Activity, now: Nanos) {
+        let mut model = self.lock();
+        let old = model.activity;
+        if old == activity {
+            return;
+        }
+        if activity == Activity::Stopped {
+            self.close_windows(&mut model, now);
+        }
+        if old == Activity::Stopped
+            && let Some(file) = model.file.as_ref().filter(|_| model.memory && model.responds)
+        {
+            // What was stored meanwhile is dropped.
+            (0..6).filter_map(|bar| file.window(bar)).for_each(|window| fill(&*window, 0));
+        }
+        model.activity = activity;
+        if model.memory && (activity == Activity::Stopped || old == Activity::Stopped) {
+            self.show(&mut model, now);
+        }
+        drop(model);
+        self.kick();
+    }
+
+    /// What the device may do.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        self.lock().activity
+    }
+
+    /// [`Device::identity`].
+    #[must_use]
+    pub fn identity(&self) -> Option<Vec<u8>> {
+        self.lock().device.identity()
+    }
+
+    /// [`Device::save`].
+    #[must_use]
+    pub fn save(&self, now: Nanos) -> Vec<u8> {
+        let mut model = self.lock();
+        self.with(&mut model, now, |device, io| device.save(io))
+    }
+
+    /// [`Device::load`].
+    pub fn load(&self, state: &[u8], now: Nanos) -> Result<(), LoadError> {
+        let mut model = self.lock();
+        self.with(&mut model, now, |device, io| device.load(io, state))
+    }
+
     /// A trapped load.
     pub fn read(&self, bar: usize, offset: u64, data: &mut [u8], now: Nanos) {
         let mut model = self.lock();
         if !model.responds {
             return data.fill(0xff);
+        }
+        if model.activity == Activity::Stopped {
+            return data.fill(0);
         }
         self.with(&mut model, now, |device, io| device.read(io, bar, offset, data));
     }
@@ -204,7 +293,7 @@ impl Endpoint {
     /// A trapped store.
     pub fn write(&self, bar: usize, offset: u64, data: &[u8], now: Nanos) {
         let mut model = self.lock();
-        if !model.responds {
+        if !model.responds || model.activity == Activity::Stopped {
             return;
         }
         self.with(&mut model, now, |device, io| device.write(io, bar, offset, data));
@@ -229,6 +318,9 @@ impl Endpoint {
             Err(TryLockError::Poisoned(e)) => e.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
+        if model.activity == Activity::Stopped {
+            return Some(Turn::Idle);
+        }
         Some(self.with(&mut model, now, |device, io| device.turn(io)))
     }
 
@@ -241,9 +333,10 @@ impl Endpoint {
         if let Some(file) = &model.file {
             file.set_accessible(true);
             let windows: [Option<Arc<dyn Window>>; 6] = std::array::from_fn(|bar| file.window(bar));
-            if !model.responds {
-                windows.iter().flatten().for_each(|window| fill(&**window, 0xff));
-                model.ones = true;
+            if !model.responds || model.activity == Activity::Stopped {
+                let byte = if model.responds { 0 } else { 0xff };
+                windows.iter().flatten().for_each(|window| fill(&**window, byte));
+                model.ones = !model.responds;
                 return;
             }
             // What the model does not publish reads as zero again.
@@ -252,7 +345,7 @@ impl Endpoint {
             }
             model.windows = windows;
         }
-        if !model.responds {
+        if !model.responds || model.activity == Activity::Stopped {
             return;
         }
         self.with(model, now, |device, io| device.publish(io));
@@ -266,13 +359,14 @@ impl Endpoint {
     }
 
     fn with<R>(&self, model: &mut Model, now: Nanos, call: impl FnOnce(&mut dyn Device, &mut Io<'_>) -> R) -> R {
-        let Model { device, windows, .. } = model;
+        let Model { device, windows, activity, .. } = model;
         let mut io = Io {
             dma: &self.requester,
             interrupts: &self.interrupts,
             page_requests: &self.page_requests,
             windows: std::array::from_fn(|bar| windows[bar].as_deref()),
             now,
+            activity: *activity,
         };
         call(device.as_mut(), &mut io)
     }

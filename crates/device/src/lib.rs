@@ -4,16 +4,20 @@
 //! A model implements [`Device`]. The host keeps it in an [`Endpoint`], which
 //! gives it its way to memory ([`iommu::Requester`]), its interrupts
 //! ([`Interrupts`]), its page requests ([`PageRequests`]) and the pages of its
-//! BARs that a program has mapped ([`Window`]). A virtio device without a PCI function is a [`VirtioDevice`]
-//! in a [`VirtioEndpoint`]. An executor gives endpoints their turns.
+//! BARs that a program has mapped ([`Window`]). A virtio device without a PCI
+//! function is a [`VirtioDevice`] in a [`VirtioEndpoint`]. An executor gives
+//! endpoints their turns. [`migration`] says what of a device may move,
+//! [`saved`] how its state is written down.
 #![forbid(unsafe_code)]
 
 mod board;
 mod disk;
 mod endpoint;
 mod interrupts;
+pub mod migration;
 mod network;
 pub mod page_requests;
+pub mod saved;
 mod steppable;
 pub mod virtio;
 mod window;

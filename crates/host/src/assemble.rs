@@ -69,7 +69,10 @@ pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed),
         let mut item = Item::new(Place::At(*address), spec).named(&address.to_string());
         item.no_iommu = !device.iommu;
         builder.add(item);
-        let slot = Slot { endpoint: Some(endpoint), ..Slot::default() };
+        if device.migration.is_some() && endpoint.identity().is_none() {
+            return Err(LabError::new(&device.place, "`migration`: this model cannot be saved"));
+        }
+        let slot = Slot { endpoint: Some(endpoint), migration: device.migration.clone(), ..Slot::default() };
         slots.insert(*address, slot);
     }
     let fabric = builder.build().map_err(|error| blame(lab, &placed, &error))?;
@@ -197,7 +200,7 @@ pub(crate) fn virtual_function(
         return Err(LabError::new(&lab::Place::whole(), format!("{pf} has no virtual functions")));
     };
     let size = nvme.disk.size.or(Some(1 << 30));
-    let disk = DiskSpec { medium: Medium::Ram, size, read_only: false, place: nvme.disk.place.clone() };
+    let disk = DiskSpec { medium: Medium::Ram, size, read_only: false, shared: false, place: nvme.disk.place.clone() };
     let id = u16::try_from(n + 1).unwrap_or(u16::MAX);
     Ok(controller(nvme, open(storage, &disk)?, format!("vf{id}-{pf}"), id))
 }

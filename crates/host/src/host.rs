@@ -36,6 +36,8 @@ pub enum FileKind {
     IommufdObject,
     /// `/dev/vhost-vdpa-N`.
     VhostVdpa,
+    /// The data of a device's migration.
+    VfioStream,
 }
 
 /// A lab that runs: everything a front door calls.
@@ -212,7 +214,7 @@ impl Host {
     pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, caller: &dyn Caller) -> Result<Reply, Errno> {
         self.count_call(file);
         let reply = match self.kind(file).ok_or(Errno::EBADF)? {
-            FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
+            FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice | FileKind::VfioStream => {
                 let (vfio, mut cx) = self.vfio_call(caller);
                 vfio.ioctl(file, request, arg, &mut cx)?
             }
@@ -239,6 +241,10 @@ impl Host {
                 let (vfio, mut cx) = self.vfio_call(caller);
                 vfio.read(file, offset, buf, len, &mut cx)
             }
+            FileKind::VfioStream => {
+                let (vfio, mut cx) = self.vfio_call(caller);
+                vfio.transfer_stream(file, (offset, buf, len), false, &mut cx)
+            }
             FileKind::Iommufd | FileKind::IommufdObject => {
                 self.iommufd.read(file, offset, buf, len, caller).map(Reply::Value)
             }
@@ -261,6 +267,10 @@ impl Host {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
                 let (vfio, mut cx) = self.vfio_call(caller);
                 vfio.write(file, offset, buf, len, &mut cx)
+            }
+            FileKind::VfioStream => {
+                let (vfio, mut cx) = self.vfio_call(caller);
+                vfio.transfer_stream(file, (offset, buf, len), true, &mut cx)
             }
             FileKind::Iommufd | FileKind::IommufdObject => {
                 self.iommufd.write(file, offset, buf, len, caller).map(Reply::Value)
@@ -288,6 +298,7 @@ impl Host {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
                 self.vfio.mmap(file, offset, len, shared, &self.board)
             }
+            FileKind::VfioStream => Err(Errno::ENODEV),
             FileKind::Iommufd | FileKind::IommufdObject => self.iommufd.mmap(file, offset, len, shared, exec),
             // It cannot be told that the mapping could not be read.
             FileKind::VhostVdpa => self.map_doorbell(file, offset, len, shared, true),
@@ -297,7 +308,7 @@ impl Host {
     /// The last descriptor and mapping of a file are gone.
     pub fn release(&mut self, file: FileId) {
         match self.kind(file) {
-            Some(FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice) => {
+            Some(FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice | FileKind::VfioStream) => {
                 self.vfio.release(file, &mut self.board, &mut self.iommufd);
             }
             Some(FileKind::Iommufd | FileKind::IommufdObject) => self.iommufd.release(file),
@@ -405,7 +416,7 @@ impl Host {
     #[must_use]
     pub fn device_file(&self, file: FileId) -> Option<Arc<dyn DeviceFile>> {
         match self.files.get(&file)? {
-            FileKind::VfioContainer | FileKind::VfioGroup | FileKind::IommufdObject => None,
+            FileKind::VfioContainer | FileKind::VfioGroup | FileKind::IommufdObject | FileKind::VfioStream => None,
             FileKind::VfioDevice => self.vfio.device_file(file),
             FileKind::Iommufd => self.iommufd.device_file(file),
             FileKind::VhostVdpa => self.vdpa.vdpa.device_file(file),
@@ -416,6 +427,7 @@ impl Host {
     #[must_use]
     pub fn kind(&self, file: FileId) -> Option<FileKind> {
         let object = || self.iommufd.is_object(file).then_some(FileKind::IommufdObject);
-        self.files.get(&file).copied().or_else(object)
+        let stream = || self.vfio.is_stream(file).then_some(FileKind::VfioStream);
+        self.files.get(&file).copied().or_else(object).or_else(stream)
     }
 }

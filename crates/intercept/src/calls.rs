@@ -272,7 +272,11 @@ impl State {
     ) -> Result<Outcome, Errno> {
         let [_, buf, len, mut offset, ..] = n.args;
         // What is no device is read from its start, wherever a list has got to.
-        let queue = known.kind == FileKind::Other;
+        let stream = known.kind == FileKind::Stream;
+        let queue = known.kind == FileKind::Other || stream;
+        if stream && !how.plain && !(how.flags && offset == u64::MAX) {
+            return Err(Errno::ESPIPE);
+        }
         if how.plain || queue && how.flags && offset == u64::MAX {
             offset = 0;
         } else if offset > i64::MAX as u64 {
@@ -474,7 +478,7 @@ pub(crate) fn belongs(kind: FileKind, request: u32) -> bool {
         FileKind::Device => matches!(number, 0x6b..=0x78),
         FileKind::Iommufd => matches!(number, 0x64..=0x66 | 0x70..=0x75 | 0x80..),
         FileKind::VhostVdpa => false,
-        FileKind::Other => true,
+        FileKind::Stream | FileKind::Other => true,
     }
 }
 

@@ -92,9 +92,35 @@ pub(crate) enum Backing {
     Queue {
         /// The pipe.
         pipe: Arc<OwnedFd>,
-        /// Whether `poll` shows it writable.
-        writable: bool,
+        /// How the program may use it; one that is not written is not shown
+        /// writable by `poll`.
+        access: Access,
     },
+}
+
+/// How a program may use a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Both, as a fault queue.
+    ReadWrite,
+    /// Reading, as an event queue.
+    Read,
+    /// Reading, and that it waits is left to the call.
+    ReadStream,
+    /// Writing. By a description that could read, too, since only such ones
+    /// can be told apart by the locks on them; a read is refused.
+    WriteStream,
+}
+
+impl Access {
+    fn flags(self) -> OFlags {
+        match self {
+            Access::ReadWrite => OFlags::RDWR | OFlags::NONBLOCK,
+            Access::Read => OFlags::RDONLY | OFlags::NONBLOCK,
+            Access::ReadStream => OFlags::RDONLY,
+            Access::WriteStream => OFlags::RDWR,
+        }
+    }
 }
 
 impl Files {
@@ -116,8 +142,7 @@ impl Files {
             Backing::Handle => (Arc::new(handle()?), None, false),
             Backing::Device(memfd) => (memfd, None, false),
             Backing::Own(memfd) => (memfd, Some(rdwr), false),
-            Backing::Queue { pipe, writable: true } => (pipe, Some(rdwr | OFlags::NONBLOCK), true),
-            Backing::Queue { pipe, writable: false } => (pipe, Some(OFlags::RDONLY | OFlags::NONBLOCK), true),
+            Backing::Queue { pipe, access } => (pipe, Some(access.flags()), true),
         };
         let path = proc_fd(&*own);
         let description = match access {
@@ -456,10 +481,10 @@ mod tests {
 
     #[test]
     fn a_queue_is_closed_with_its_last_description() {
-        for writable in [true, false] {
+        for access in [Access::ReadWrite, Access::Read, Access::ReadStream, Access::WriteStream] {
             let mut files = Files::new().unwrap();
             let (_, pipe) = crate::queues::Pipe::new().unwrap();
-            let first = files.create(FileId(4), Backing::Queue { pipe, writable }).unwrap();
+            let first = files.create(FileId(4), Backing::Queue { pipe, access }).unwrap();
             assert!(files.is_queue(FileId(4)) && files.has_queues());
             assert_eq!(files.identify(first.as_fd()), Some(FileId(4)));
             let second = files.again(FileId(4)).unwrap();

@@ -126,6 +126,8 @@ pub enum FileKind {
     Iommufd,
     /// `/dev/vhost-vdpa-N`.
     VhostVdpa,
-    /// Anything else (migration data, fault queue).
+    /// A stream without positions: the data of a migration.
+    Stream,
+    /// Anything else (fault queue).
     Other,
 }

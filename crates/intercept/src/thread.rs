@@ -11,7 +11,7 @@ use uapi::Errno;
 
 use crate::Tree;
 use crate::events::Events;
-use crate::files::{Backing, Files};
+use crate::files::{Access, Backing, Files};
 use crate::identity::{self, Identity};
 use crate::listener::{Listener, to_core};
 use crate::mapped;
@@ -135,11 +135,15 @@ impl Caller for Thread<'_> {
     }
 
     fn new_queue(&self, file: FileId) -> Result<(i32, Arc<dyn Readiness>), Errno> {
-        self.queue(file, true)
+        self.queue(file, Access::ReadWrite)
     }
 
     fn new_event_queue(&self, file: FileId) -> Result<(i32, Arc<dyn Readiness>), Errno> {
-        self.queue(file, false)
+        self.queue(file, Access::Read)
+    }
+
+    fn new_stream(&self, file: FileId, write: bool) -> Result<(i32, Arc<dyn Readiness>), Errno> {
+        self.queue(file, if write { Access::WriteStream } else { Access::ReadStream })
     }
 
     fn close(&self, fd: i32) {
@@ -169,11 +173,11 @@ impl ClientFile for NotMemory {
 }
 
 impl Thread<'_> {
-    fn queue(&self, file: FileId, writable: bool) -> Result<(i32, Arc<dyn Readiness>), Errno> {
+    fn queue(&self, file: FileId, access: Access) -> Result<(i32, Arc<dyn Readiness>), Errno> {
         let giver = self.giver.ok_or(Errno::EMFILE)?;
         let number = queues::free_number(self.process, self.tid, giver.queues, 0)?;
         let (readiness, pipe) = Pipe::new().map_err(to_core)?;
-        let description = self.files.create(file, Backing::Queue { pipe, writable }).map_err(to_core)?;
+        let description = self.files.create(file, Backing::Queue { pipe, access }).map_err(to_core)?;
         let number = self.given(file, self.put(giver, description.as_fd(), number).map(|()| number))?;
         Ok((number, Arc::new(readiness)))
     }

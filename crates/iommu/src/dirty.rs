@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use crate::chunk::{Budget, CHUNK, Chunk, Chunks, is_clean, words};
 use crate::marks::{Hull, Marks, Taken};
-use crate::port::{Port, State};
+use crate::port::Port;
 use crate::ports::Ports;
 use crate::report::Report;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
@@ -93,16 +93,15 @@ impl DirtyLog {
         let Inner { ports, bits } = &mut *lock(&self.inner);
         self.enabled.store(on, Ordering::Release);
         if on {
-            self.each(ports, &mut |state| state.set_marks(Some(self.marks())));
+            self.each(ports, &mut |marks| *marks = Some(self.marks()));
             self.forget(bits);
             return;
         }
         let mut taken = Taken::default();
-        self.each(ports, &mut |state| {
-            if let Some(marks) = state.marks_mut() {
+        self.each(ports, &mut |marks| {
+            if let Some(mut marks) = marks.take() {
                 marks.take(&self.granules(0, u64::MAX), &mut taken);
             }
-            state.set_marks(None);
         });
         self.keep(bits, taken);
         self.budget.trim();
@@ -139,8 +138,8 @@ impl DirtyLog {
         if granules.is_empty() {
             return;
         }
-        self.each(&inner.ports, &mut |state| {
-            if let Some(marks) = state.marks_mut() {
+        self.each(&inner.ports, &mut |marks| {
+            if let Some(marks) = marks {
                 marks.clear(&granules);
             }
         });
@@ -168,8 +167,8 @@ impl DirtyLog {
         let Inner { ports, bits } = &mut *lock(&self.inner);
         let asked = self.granules(first, last);
         let mut taken = Taken::default();
-        self.each(ports, &mut |state| {
-            if let Some(marks) = state.marks_mut() {
+        self.each(ports, &mut |marks| {
+            if let Some(marks) = marks {
                 marks.take(&asked, &mut taken);
             }
         });
@@ -235,11 +234,11 @@ impl DirtyLog {
     }
 
     /// Visits the places of all ports that use this log.
-    fn each(&self, ports: &Ports, change: &mut dyn FnMut(&mut State)) {
+    fn each(&self, ports: &Ports, change: &mut dyn FnMut(&mut Option<Box<Marks>>)) {
         for port in ports.iter() {
             port.visit(&mut |state| {
-                if state.uses_log(self) {
-                    change(state);
+                if let Some(marks) = state.marks_of(self) {
+                    change(marks);
                 }
             });
         }

@@ -31,6 +31,8 @@ pub(crate) struct Port {
     /// holds it, and whoever fences has held it: so either the fence sees the
     /// place, or the place's sessions see what was done before the fence.
     domain: Mutex<Option<Domain>>,
+    /// Likewise the log of what the device itself notes.
+    own: Mutex<Option<Arc<DirtyLog>>>,
     first: Worker,
 }
 
@@ -60,6 +62,9 @@ pub(crate) struct State {
     reach: Reach,
     /// Where the domain has a log that is on.
     marks: Option<Box<Marks>>,
+    /// The log of the device itself, and its marks while it is on.
+    own: Option<Arc<DirtyLog>>,
+    own_marks: Option<Box<Marks>>,
 }
 
 /// A translation.
@@ -81,7 +86,16 @@ const MISS: Hit = Hit { first: 1, last: 0, distance: 0, nested: 0, memory: 0, pr
 impl Default for State {
     fn default() -> State {
         let reach = Reach::default();
-        State { domain: None, warm: false, latest: 0, hits: [MISS; HITS], reach, marks: None }
+        State {
+            domain: None,
+            warm: false,
+            latest: 0,
+            hits: [MISS; HITS],
+            reach,
+            marks: None,
+            own: None,
+            own_marks: None,
+        }
     }
 }
 
@@ -109,6 +123,7 @@ impl Port {
         worker.next.get_or_init(|| {
             let mut state = State::default();
             state.enter(domain.as_ref());
+            state.set_own(lock(&self.own).as_ref());
             Box::new(Worker { state: Mutex::new(state), ..Worker::default() })
         })
     }
@@ -141,6 +156,24 @@ impl Port {
             Some(log) => log.leave(change),
             None => change(&mut |_| ()),
         }
+        if let Some(old) = old {
+            old.remove_port(self);
+        }
+    }
+
+    /// From now on sessions note what they write in `log`, too, which is asked
+    /// for it by the address that the device gave. On return no session uses
+    /// another one.
+    pub(crate) fn set_own_log(self: &Arc<Port>, log: Option<&Arc<DirtyLog>>) {
+        let _turn = lock(&self.turn);
+        if lock(&self.own).as_ref().map(Arc::as_ptr) == log.map(Arc::as_ptr) {
+            return;
+        }
+        if let Some(log) = log {
+            log.add_port(self);
+        }
+        let old = std::mem::replace(&mut *lock(&self.own), log.cloned());
+        self.visit(&mut |state| state.set_own(log));
         if let Some(old) = old {
             old.remove_port(self);
         }
@@ -274,16 +307,26 @@ impl State {
             let address = hit.address(iova);
             marks.mark(address, address + (len as u64 - 1));
         }
+        if let Some(marks) = &mut self.own_marks {
+            marks.mark(iova, iova + (len as u64 - 1));
+        }
     }
 
     /// Notes that `iova`, in `hit`, is written by this session; up to where that
     /// holds.
     #[inline]
     pub(crate) fn mark_granule(&mut self, hit: &Hit, iova: u64) -> u64 {
-        let Some(marks) = &mut self.marks else { return hit.last };
-        let address = hit.address(iova);
-        marks.mark(address, address);
-        hit.last.min(iova.saturating_add(!address & marks.within()))
+        let mut last = hit.last;
+        if let Some(marks) = &mut self.marks {
+            let address = hit.address(iova);
+            marks.mark(address, address);
+            last = last.min(iova.saturating_add(!address & marks.within()));
+        }
+        if let Some(marks) = &mut self.own_marks {
+            marks.mark(iova, iova);
+            last = last.min(iova.saturating_add(!iova & marks.within()));
+        }
+        last
     }
 
     /// The memory of a remembered translation.
@@ -292,17 +335,21 @@ impl State {
         self.reach.memory(number)
     }
 
-    pub(crate) fn uses_log(&self, log: &DirtyLog) -> bool {
-        let used = self.domain.as_ref().and_then(|domain| domain.log.as_deref());
-        used.is_some_and(|used| std::ptr::eq(used, log))
+    /// Where the marks of `log` are, if it is one of the state's.
+    pub(crate) fn marks_of(&mut self, log: &DirtyLog) -> Option<&mut Option<Box<Marks>>> {
+        let is = |used: Option<&DirtyLog>| used.is_some_and(|used| std::ptr::eq(used, log));
+        if is(self.own.as_deref()) {
+            Some(&mut self.own_marks)
+        } else if is(self.domain.as_ref().and_then(|domain| domain.log.as_deref())) {
+            Some(&mut self.marks)
+        } else {
+            None
+        }
     }
 
-    pub(crate) fn marks_mut(&mut self) -> Option<&mut Marks> {
-        self.marks.as_deref_mut()
-    }
-
-    pub(crate) fn set_marks(&mut self, marks: Option<Box<Marks>>) {
-        self.marks = marks;
+    fn set_own(&mut self, log: Option<&Arc<DirtyLog>>) {
+        self.own_marks = log.filter(|log| log.is_enabled()).map(|log| log.marks());
+        self.own = log.cloned();
     }
 
     /// Starts anew in another domain.

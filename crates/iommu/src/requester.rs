@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::port::Port;
 use crate::sync::{AtomicBool, Mutex, OnceLock, Ordering, lock};
-use crate::{Domain, Session};
+use crate::{DirtyLog, Domain, Session};
 
 /// Direction of a device access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,6 +91,8 @@ pub struct Requester {
     /// The port of the other PASIDs.
     nowhere: Arc<Port>,
     faults: Mutex<Vec<DmaFault>>,
+    /// What it writes is noted here, too.
+    log: Mutex<Option<Arc<DirtyLog>>>,
     /// Whether `trap` is set; sessions look at this only.
     trapped: AtomicBool,
     trap: Mutex<Option<Trap>>,
@@ -138,9 +140,24 @@ impl Requester {
             let chunks = self.pasids.get_or_init(empty);
             let Some(chunk) = chunks.get((pasid / PASID_CHUNK) as usize) else { return false };
             let Some(port) = chunk.get_or_init(empty).get((pasid % PASID_CHUNK) as usize) else { return false };
-            port.get_or_init(Arc::default).attach(domain);
+            let log = lock(&self.log);
+            let port = port.get_or_init(Arc::default);
+            port.set_own_log(log.as_ref());
+            drop(log);
+            port.attach(domain);
         }
         true
+    }
+
+    /// Notes what the device writes in `log`, too, by the address that it gives
+    /// (a device's own tracker of dirty pages); `None`: no longer. On return no
+    /// session uses another log.
+    pub fn set_log(&self, log: Option<Arc<DirtyLog>>) {
+        let mut own = lock(&self.log);
+        for port in self.ports() {
+            port.set_own_log(log.as_ref());
+        }
+        *own = log;
     }
 
     /// The bus master enable bit. Turning it off is a fence.
@@ -255,6 +272,7 @@ impl Drop for Requester {
     fn drop(&mut self) {
         for port in self.ports() {
             port.attach(None);
+            port.set_own_log(None);
         }
     }
 }

@@ -8,6 +8,7 @@
 
 mod access;
 mod backing;
+mod bitmap;
 mod calls;
 mod compat;
 mod context;
@@ -36,6 +37,7 @@ use caller::{Accounts, Caller, FileId, FileIds, Platform, Reply};
 use uapi::Errno;
 
 use backing::{Budget, DmaBuf};
+pub use bitmap::DirtyBitmap;
 use context::Context;
 pub use context::ContextId;
 pub use device::{Binding, DeviceProperties};

@@ -155,7 +155,7 @@ fn events() {
 fn disks(own: &mut [u8], other: &mut [u8]) {
     let path = std::env::temp_dir().join(format!("vfuse-sys-bench-{}", std::process::id()));
     let ram = RamDisk::new(LEN as u64).unwrap();
-    let file = FileDisk::open(&path, sys::DiskOptions { size: Some(LEN as u64), read_only: false }).unwrap();
+    let file = FileDisk::open(&path, sys::DiskOptions { size: Some(LEN as u64), ..Default::default() }).unwrap();
     let bare = std::fs::File::open(&path).unwrap();
     let whole = Segment::Direct(VolatileSlice::from(&mut *own));
     ram.write(0, &whole).unwrap();

@@ -24,7 +24,7 @@ impl Path {
     }
 
     fn open(&self, size: u64) -> FileDisk {
-        FileDisk::open(&self.0, Options { size: Some(size), read_only: false }).unwrap()
+        FileDisk::open(&self.0, Options { size: Some(size), ..Options::default() }).unwrap()
     }
 }
 

@@ -21,7 +21,7 @@ impl Path {
     }
 
     fn open(&self, size: u64) -> FileDisk {
-        FileDisk::open(&self.0, Options { size: Some(size), read_only: false }).unwrap()
+        FileDisk::open(&self.0, Options { size: Some(size), ..Options::default() }).unwrap()
     }
 }
 
@@ -45,7 +45,7 @@ fn write(disk: &dyn Disk, offset: u64, value: u8, len: usize) -> Result<(), Disk
 fn a_file_is_locked_against_a_second_writer() {
     let path = Path::new("locked");
     let first = path.open(SIZE);
-    let again = |read_only| FileDisk::open(&path.0, Options { size: None, read_only });
+    let again = |read_only| FileDisk::open(&path.0, Options { read_only, ..Options::default() });
     for read_only in [false, true] {
         let error = again(read_only).unwrap_err();
         assert!(matches!(error, OpenDiskError::Locked { .. }), "{error}");
@@ -60,7 +60,7 @@ fn a_file_is_locked_against_a_second_writer() {
 fn read_only_files_are_not_written() {
     let path = Path::new("read-only");
     write(&path.open(SIZE), 0, 6, 4096).unwrap();
-    let disk = FileDisk::open(&path.0, Options { size: None, read_only: true }).unwrap();
+    let disk = FileDisk::open(&path.0, Options { read_only: true, ..Options::default() }).unwrap();
     assert!(disk.is_read_only());
     assert_eq!(read(&disk, 0, 4096).unwrap(), vec![6; 4096]);
     let refused = Err(DiskError::Medium(libc::EROFS));
@@ -74,7 +74,7 @@ fn read_only_files_are_not_written() {
 #[test]
 fn sizes_come_from_the_file_or_from_the_user() {
     let path = Path::new("sizes");
-    let open = |size, read_only| FileDisk::open(&path.0, Options { size, read_only });
+    let open = |size, read_only| FileDisk::open(&path.0, Options { size, read_only, shared: false });
     assert!(matches!(open(None, false), Err(OpenDiskError::Open { .. })), "no such file");
     assert!(matches!(open(Some(4096), true), Err(OpenDiskError::Open { .. })), "not made for reading");
     assert_eq!(open(Some(8192), false).unwrap().len(), 8192);

@@ -175,6 +175,8 @@ impl Vfio {
             self.container_ioctl(file, request, arg, cx)
         } else if self.groups.get(file).is_some() {
             self.group_ioctl(file, request, arg, cx)
+        } else if self.devices.is_stream(file) {
+            self.devices.stream_ioctl(file, request, arg, cx.caller).map(|()| Reply::Value(0))
         } else if let Some(done) = self.cdev_ioctl(file, request, arg, cx) {
             done
         } else {
@@ -214,6 +216,23 @@ impl Vfio {
         if self.devices.is_device(file) { self.devices.write(file, offset, buf, len, cx) } else { Err(Errno::EINVAL) }
     }
 
+    /// Whether the file is a stream of a device's migration.
+    #[must_use]
+    pub fn is_stream(&self, file: FileId) -> bool {
+        self.devices.is_stream(file)
+    }
+
+    /// `read` or `write` of a stream, which may have to wait.
+    pub fn transfer_stream(
+        &mut self,
+        file: FileId,
+        range: (u64, u64, u64),
+        write: bool,
+        cx: &mut Context<'_>,
+    ) -> Result<Reply, Errno> {
+        self.devices.transfer_stream(file, range, write, cx)
+    }
+
     /// Whether `mmap(len, shared, offset)` of a file is allowed; `ENODEV` if it
     /// is none of a device.
     pub fn mmap(&self, file: FileId, offset: u64, len: u64, shared: bool, board: &Board) -> Result<(), Errno> {
@@ -226,6 +245,9 @@ impl Vfio {
 
     /// The last descriptor and mapping of a file are gone.
     pub fn release(&mut self, file: FileId, board: &mut Board, iommufd: &mut Iommufd) {
+        if self.devices.is_stream(file) {
+            return self.devices.release_stream(file);
+        }
         self.file_release(file, board, iommufd);
     }
 

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use ::device::migration::{Activity, LoadError};
+use ::device::saved::{Reader, Writer};
 use ::device::{Board, Device, Driver, Endpoint, Io, ResetKind, Slot, Turn};
 pub(crate) use caller::testing::{Client, Counter, TestFile, TestPlatform};
 use caller::{FileId, FileIds, Parking, Platform, Reply};
@@ -28,6 +30,8 @@ pub(crate) enum Asked {
     Publish,
     /// A reset.
     Reset(ResetKind),
+    /// A turn was given, and whether it may start work.
+    Turn(Activity),
 }
 
 /// A device whose BARs are plain memory.
@@ -70,13 +74,40 @@ impl Device for Dummy {
         self.say(Asked::Publish);
     }
 
-    fn turn(&mut self, _io: &mut Io<'_>) -> Turn {
+    fn turn(&mut self, io: &mut Io<'_>) -> Turn {
+        self.say(Asked::Turn(io.activity));
         Turn::Idle
     }
 
     fn reset(&mut self, _io: &mut Io<'_>, kind: ResetKind) {
         self.bytes.clear();
         self.say(Asked::Reset(kind));
+    }
+
+    fn identity(&self) -> Option<Vec<u8>> {
+        Some(b"dummy".to_vec())
+    }
+
+    /// The bytes of its BARs.
+    fn save(&mut self, _io: &mut Io<'_>) -> Vec<u8> {
+        let mut writer = Writer::new();
+        for ((bar, at), byte) in &self.bytes {
+            writer.u32(*bar as u32);
+            writer.u64(*at);
+            writer.u8(*byte);
+        }
+        writer.finish()
+    }
+
+    fn load(&mut self, _io: &mut Io<'_>, state: &[u8]) -> Result<(), LoadError> {
+        let mut bytes = BTreeMap::new();
+        let mut reader = Reader::new(state);
+        for _ in 0..state.len() / 13 {
+            bytes.insert((reader.u32()? as usize, reader.u64()?), reader.u8()?);
+        }
+        reader.finish()?;
+        self.bytes = bytes;
+        Ok(())
     }
 }
 

@@ -131,6 +131,7 @@ impl intercept::Kernel for Running {
             FileKind::Iommufd => intercept::FileKind::Iommufd,
             FileKind::IommufdObject => intercept::FileKind::Other,
             FileKind::VhostVdpa => intercept::FileKind::VhostVdpa,
+            FileKind::VfioStream => intercept::FileKind::Stream,
         })
     }
 

@@ -22,7 +22,7 @@ impl Storage for Real {
                 Ok(Arc::new(disk))
             }
             Medium::File(path) => {
-                let options = Options { size: spec.size, read_only: spec.read_only };
+                let options = Options { size: spec.size, read_only: spec.read_only, shared: spec.shared };
                 Ok(Arc::new(FileDisk::open(path, options).map_err(|e| e.to_string())?))
             }
         }

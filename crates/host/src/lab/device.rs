@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use device::migration::Migration;
 use models::dsa;
 use pci::Address;
 
@@ -79,6 +80,8 @@ pub struct DeviceSpec {
     pub ready_time: u64,
     /// Resets of the function alone; `None`: the model's own.
     pub resets: Option<FunctionResets>,
+    /// How it migrates; `None`: not at all.
+    pub migration: Option<Migration>,
     /// What it is.
     pub model: Model,
     /// Where it was described.
@@ -152,6 +155,8 @@ pub struct DiskSpec {
     pub size: Option<u64>,
     /// Writes fail.
     pub read_only: bool,
+    /// Other labs that say so may use the file at the same time.
+    pub shared: bool,
     /// Where it was described.
     pub place: Place,
 }
@@ -189,7 +194,7 @@ impl DeviceSpec {
     /// The device of [`super::Lab::standard`].
     pub(super) fn standard_nvme() -> DeviceSpec {
         let place = Place::argument("the standard lab");
-        let disk = DiskSpec { medium: Medium::Ram, size: Some(1 << 30), read_only: false, place: place.clone() };
+        let disk = DiskSpec { medium: Medium::Ram, size: Some(1 << 30), read_only: false, shared: false, place: place.clone() };
         DeviceSpec {
             address: Some(Address::new(0, 1, 0, 0)),
             driver: Some("vfio-pci".into()),
@@ -198,6 +203,7 @@ impl DeviceSpec {
             on_error: ErrorPolicy::GOOD,
             ready_time: 0,
             resets: None,
+            migration: None,
             model: Model::Nvme(NvmeSpec { disk, block_size: 512, queues: 64, serial: None, total_vfs: 0, vfs: 0 }),
             place,
         }
@@ -216,6 +222,7 @@ impl DeviceSpec {
         let on_error = section.take_or("on_error", ErrorPolicy::GOOD)?;
         let ready_time = section.take_or("ready_ms", Millis(0))?.0;
         let resets = section.take("resets")?;
+        let migration = super::migration::decode(&mut section)?;
         let model = match name.as_str() {
             "nvme" => {
                 section.what = "an nvme device".into();
@@ -233,7 +240,7 @@ impl DeviceSpec {
         };
         section.finish()?;
         let driver = Some(driver).filter(|d| d != "none");
-        Ok(DeviceSpec { address, driver, acs, iommu, on_error, ready_time, resets, model, place })
+        Ok(DeviceSpec { address, driver, acs, iommu, on_error, ready_time, resets, migration, model, place })
     }
 }
 
@@ -293,9 +300,10 @@ impl DiskSpec {
         let place = section.place_of("size");
         let size = section.take("size")?.map(|Size(size)| size);
         let Switch(read_only) = section.take_or("read_only", Switch(false))?;
+        let Switch(shared) = section.take_or("shared", Switch(false))?;
         Ok(match file {
-            Some(path) => DiskSpec { medium: Medium::File(path), size, read_only, place },
-            None => DiskSpec { medium: Medium::Ram, size: Some(size.unwrap_or(ram_size)), read_only, place },
+            Some(path) => DiskSpec { medium: Medium::File(path), size, read_only, shared, place },
+            None => DiskSpec { medium: Medium::Ram, size: Some(size.unwrap_or(ram_size)), read_only, shared, place },
         })
     }
 }

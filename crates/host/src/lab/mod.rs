@@ -9,6 +9,7 @@ mod device;
 mod dsa;
 mod error;
 mod file;
+pub(crate) mod migration;
 mod section;
 mod vdpa;
 mod virtio;

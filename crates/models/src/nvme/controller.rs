@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The controller: enabling, reset and shutdown, and its turns.
 
+use device::migration::{Activity, LoadError};
 use device::{Device, Io, Nanos, ResetKind, Turn};
 use iommu::{DmaFault, FaultReason, Places};
 use pci::FunctionSpec;
@@ -76,12 +77,14 @@ pub struct Controller {
     /// Submission queues that may have commands to be taken, likewise.
     pub(super) waiting: u128,
     /// Id of the I/O queue to begin with.
-    next_queue: u32,
+    pub(super) next_queue: u32,
     /// Level of the pin, and whether it has to be worked out again.
     pub(super) pin: bool,
     pub(super) pin_changed: bool,
     /// A DMA was held back because bus mastering is off.
     held: bool,
+    /// Its state has come from elsewhere, and it has not run since.
+    pub(super) arrived: bool,
     pub(super) runs: Vec<Run>,
     pub(super) places: Places,
     pub(super) compare_buffers: [Vec<u8>; 2],
@@ -138,6 +141,7 @@ impl Controller {
             pin: false,
             pin_changed: false,
             held: false,
+            arrived: false,
             runs: Vec::new(),
             places: Places::default(),
             compare_buffers: [Vec::new(), Vec::new()],
@@ -221,6 +225,7 @@ impl Controller {
         self.waiting = 0;
         self.next_queue = 0;
         self.held = false;
+        self.arrived = false;
         self.set_mask(io, 0);
         // A program sees RDY go when the doorbells are zero already.
         self.clear_doorbells(io);
@@ -510,6 +515,12 @@ impl Device for Controller {
 
     fn turn(&mut self, io: &mut Io<'_>) -> Turn {
         self.scan_quickly(io);
+        if io.activity != Activity::Running {
+            // Doorbells are kept, what they tell of waits (MIG-049).
+            self.drive_pin(io);
+            return Turn::Idle;
+        }
+        self.announce(io);
         let turn = self.work(io);
         self.drive_pin(io);
         turn
@@ -526,5 +537,17 @@ impl Device for Controller {
         (self.asq, self.acq) = (0, 0);
         self.stop(io);
         self.drive_pin(io);
+    }
+
+    fn identity(&self) -> Option<Vec<u8>> {
+        Some(self.saved_identity())
+    }
+
+    fn save(&mut self, io: &mut Io<'_>) -> Vec<u8> {
+        self.saved_state(io)
+    }
+
+    fn load(&mut self, io: &mut Io<'_>, state: &[u8]) -> Result<(), LoadError> {
+        self.load_state(io, state)
     }
 }

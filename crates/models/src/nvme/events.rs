@@ -6,10 +6,21 @@
 
 use std::collections::VecDeque;
 
+use device::migration::LoadError;
+use device::saved::{Reader, Writer};
+
 use super::spec::{AsyncEvent, LogPage};
 
 /// Requests that may be outstanding (AERL, not zero based).
 pub(crate) const LIMIT: usize = 4;
+
+/// Every event that the controller raises.
+const KNOWN: [AsyncEvent; 4] = [
+    AsyncEvent::INVALID_DOORBELL_REGISTER,
+    AsyncEvent::INVALID_DOORBELL_VALUE,
+    AsyncEvent::TEMPERATURE,
+    AsyncEvent::NAMESPACE_CHANGED,
+];
 
 /// Events and requests, waiting for each other.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +44,29 @@ impl Events {
     pub(crate) fn abort(&mut self, cid: u16) -> bool {
         let found = self.requests.iter().position(|request| *request == cid);
         found.and_then(|i| self.requests.remove(i)).is_some()
+    }
+
+    pub(crate) fn save(&self, writer: &mut Writer) {
+        writer.u32(self.requests.len() as u32);
+        self.requests.iter().for_each(|cid| writer.u16(*cid));
+        for events in [&self.waiting, &self.masked] {
+            writer.u32(events.len() as u32);
+            events.iter().for_each(|event| writer.u32(event.dword()));
+        }
+    }
+
+    pub(crate) fn load(reader: &mut Reader<'_>) -> Result<Events, LoadError> {
+        let requests = (0..reader.count(LIMIT)?).map(|_| reader.u16()).collect::<Result<_, LoadError>>()?;
+        let mut events = || -> Result<Vec<AsyncEvent>, LoadError> {
+            (0..reader.count(KNOWN.len())?)
+                .map(|_| {
+                    let dword = reader.u32()?;
+                    let known = KNOWN.iter().find(|event| event.dword() == dword);
+                    known.copied().ok_or(LoadError::Corrupt("an unknown event"))
+                })
+                .collect()
+        };
+        Ok(Events { requests, waiting: events()?, masked: events()? })
     }
 
     /// Something happened. An event that waits already is the same event.

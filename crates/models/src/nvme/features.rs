@@ -2,6 +2,8 @@
 //! Get Features and Set Features (5.13, 5.21). Nothing is saveable: a reset of
 //! the controller brings the defaults back.
 
+use device::migration::LoadError;
+use device::saved::{Reader, Writer};
 use device::{Io, Nanos};
 
 use super::Controller;
@@ -88,6 +90,45 @@ impl Features {
         data[6] = u8::from(from_host) << 1;
         data[7] = 0;
         data
+    }
+
+    pub(crate) fn save(&self, now: Nanos, writer: &mut Writer) {
+        writer.u32(self.arbitration);
+        writer.u16(self.temperature_over);
+        writer.u16(self.temperature_under);
+        writer.u32(self.error_recovery);
+        writer.flag(self.write_cache);
+        writer.u32(self.coalescing);
+        writer.u128(self.vectors_without_coalescing);
+        writer.u32(self.write_atomicity);
+        writer.u32(self.async_events);
+        // Clocks differ between hosts: what has passed, and what is left.
+        writer.u64(self.timestamp.base);
+        writer.u64(now.saturating_sub(self.timestamp.since));
+        writer.flag(self.timestamp.from_host);
+        writer.u32(self.keep_alive);
+        writer.option(self.keep_alive_deadline.map(|deadline| deadline.saturating_sub(now)));
+    }
+
+    pub(crate) fn load(now: Nanos, reader: &mut Reader<'_>) -> Result<Features, LoadError> {
+        Ok(Features {
+            arbitration: reader.u32()?,
+            temperature_over: reader.u16()?,
+            temperature_under: reader.u16()?,
+            error_recovery: reader.u32()?,
+            write_cache: reader.flag()?,
+            coalescing: reader.u32()?,
+            vectors_without_coalescing: reader.u128()?,
+            write_atomicity: reader.u32()?,
+            async_events: reader.u32()?,
+            timestamp: {
+                let (base, passed) = (reader.u64()?, reader.u64()?);
+                let base = base.wrapping_add(passed / MILLISECOND);
+                Timestamp { base, since: now, from_host: reader.flag()? }
+            },
+            keep_alive: reader.u32()?,
+            keep_alive_deadline: reader.option()?.map(|left| now.saturating_add(left)),
+        })
     }
 
     /// A value as Get Features returns it in dword 0; `selector` is dword 11.

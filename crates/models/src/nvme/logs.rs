@@ -5,8 +5,10 @@
 use std::collections::VecDeque;
 
 use device::Nanos;
+use device::migration::LoadError;
+use device::saved::{Reader, Writer};
 use zerocopy::little_endian::U32;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes as _, FromZeros, IntoBytes};
 
 use super::Controller;
 use super::features::AMBIENT;
@@ -59,6 +61,35 @@ impl Logs {
     /// As after the first power on.
     pub(crate) fn new() -> Logs {
         Logs { power_cycles: 1, ..Logs::default() }
+    }
+
+    pub(crate) fn save(&self, writer: &mut Writer) {
+        writer.u32(self.errors.len() as u32);
+        self.errors.iter().for_each(|entry| writer.bytes(entry.as_bytes()));
+        for count in [self.error_count, self.bytes_read, self.bytes_written, self.reads, self.writes] {
+            writer.u64(count);
+        }
+        [self.media_errors, self.power_cycles, self.unsafe_shutdowns].into_iter().for_each(|count| writer.u64(count));
+    }
+
+    pub(crate) fn load(reader: &mut Reader<'_>) -> Result<Logs, LoadError> {
+        let errors = (0..reader.count(ERROR_ENTRIES)?)
+            .map(|_| {
+                let bytes = reader.bytes(size_of::<ErrorEntry>())?;
+                ErrorEntry::read_from_bytes(bytes).map_err(|_| LoadError::Truncated)
+            })
+            .collect::<Result<_, LoadError>>()?;
+        Ok(Logs {
+            errors,
+            error_count: reader.u64()?,
+            bytes_read: reader.u64()?,
+            bytes_written: reader.u64()?,
+            reads: reader.u64()?,
+            writes: reader.u64()?,
+            media_errors: reader.u64()?,
+            power_cycles: reader.u64()?,
+            unsafe_shutdowns: reader.u64()?,
+        })
     }
 
     /// Adds an entry to the error log; the oldest one goes if it is full.

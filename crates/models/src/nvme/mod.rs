@@ -44,6 +44,7 @@ mod prp;
 mod queue;
 mod registers;
 pub mod spec;
+mod state;
 mod transfer;
 
 pub use config::{Config, LbaSize, UnsupportedLbaSize};

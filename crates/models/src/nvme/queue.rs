@@ -8,9 +8,11 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
+use device::migration::LoadError;
+use device::saved::{Reader, Writer};
 use iommu::{Access, DmaFault, FaultReason, MemoryFault, Segment, Session};
 use vm_memory::{Bytes, VolatileSlice};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes as _, IntoBytes};
 
 use super::spec::{Command, Completion};
 
@@ -74,6 +76,18 @@ impl SubmissionQueue {
     pub(crate) fn take(&mut self) {
         self.head = next(self.head, self.entries);
     }
+
+    pub(crate) fn save(&self, writer: &mut Writer) {
+        writer.u16(self.cq);
+        writer.u64(self.base);
+        [self.entries, self.head, self.tail].into_iter().for_each(|value| writer.u32(value));
+    }
+
+    pub(crate) fn load(id: u16, reader: &mut Reader<'_>) -> Result<SubmissionQueue, LoadError> {
+        let (cq, base) = (reader.u16()?, reader.u64()?);
+        let (entries, head, tail) = ring(reader)?;
+        Ok(SubmissionQueue { id, cq, base, entries, head, tail })
+    }
 }
 
 /// A completion queue.
@@ -132,6 +146,33 @@ impl CompletionQueue {
         self.pending.push_back(completion);
     }
 
+    pub(crate) fn save(&self, writer: &mut Writer) {
+        writer.option(self.vector.map(u64::from));
+        writer.u64(self.base);
+        [self.entries, self.head, self.tail].into_iter().for_each(|value| writer.u32(value));
+        writer.flag(self.phase);
+        writer.u32(self.pending.len() as u32);
+        self.pending.iter().for_each(|completion| writer.bytes(completion.as_bytes()));
+    }
+
+    /// Nobody uses it yet.
+    pub(crate) fn load(id: u16, vectors: u16, reader: &mut Reader<'_>) -> Result<CompletionQueue, LoadError> {
+        let vector = match reader.option()? {
+            None => None,
+            Some(vector) if vector < u64::from(vectors) => Some(vector as u16),
+            Some(_) => return Err(LoadError::Corrupt("a vector that does not exist")),
+        };
+        let base = reader.u64()?;
+        let (entries, head, tail) = ring(reader)?;
+        let phase = reader.flag()?;
+        let mut pending = VecDeque::new();
+        for _ in 0..reader.count(MAX_PENDING)? {
+            let bytes = reader.bytes(Completion::SIZE)?;
+            pending.push_back(Completion::read_from_bytes(bytes).map_err(|_| LoadError::Truncated)?);
+        }
+        Ok(CompletionQueue { id, vector, users: 0, base, entries, head, tail, phase, pending })
+    }
+
     /// Drops what waits of a submission queue that is gone.
     pub(crate) fn forget(&mut self, sq: u16) {
         self.pending.retain(|completion| completion.sq_id.get() != sq);
@@ -158,6 +199,20 @@ impl CompletionQueue {
                 self.phase = !self.phase;
             }
         }
+    }
+}
+
+/// Completions that may wait to be posted: of every entry of a queue, and of
+/// events.
+const MAX_PENDING: usize = 8192;
+
+/// Entries, head and tail of a saved queue.
+fn ring(reader: &mut Reader<'_>) -> Result<(u32, u32, u32), LoadError> {
+    let (entries, head, tail) = (reader.u32()?, reader.u32()?, reader.u32()?);
+    if (2..=1 << 16).contains(&entries) && head < entries && tail < entries {
+        Ok((entries, head, tail))
+    } else {
+        Err(LoadError::Corrupt("a queue that is no ring"))
     }
 }
 

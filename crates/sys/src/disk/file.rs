@@ -33,6 +33,9 @@ pub struct Options {
     pub size: Option<u64>,
     /// Nothing is written, and others may use the file as well.
     pub read_only: bool,
+    /// Others that share it may use the file as well: the two sides of a
+    /// migration.
+    pub shared: bool,
 }
 
 /// Why a file cannot be a disk.
@@ -103,7 +106,7 @@ impl FileDisk {
             .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY)
             .open(path)
             .map_err(failed)?;
-        let lock = if options.read_only {
+        let lock = if options.read_only || options.shared {
             FlockOperation::NonBlockingLockShared
         } else {
             FlockOperation::NonBlockingLockExclusive

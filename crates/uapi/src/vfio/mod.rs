@@ -9,6 +9,7 @@ pub mod container;
 pub mod device;
 pub mod group;
 pub mod recovery;
+pub mod migration;
 pub mod type1;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

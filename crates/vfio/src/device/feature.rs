@@ -2,7 +2,7 @@
 //! DEVICE_FEATURE (vfio-api.md, section 8).
 
 use ::device::Board;
-use caller::Caller;
+use caller::{Caller, FileId, FileIds};
 use uapi::Errno;
 use uapi::vfio::device::{DmaBuf, DmaRange, Feature, FeatureFlags, LowPowerWakeup, feature, region_index};
 use uapi::vfio::recovery::{ERROR_RECOVERY, ErrorRecovery};
@@ -14,7 +14,7 @@ use crate::args;
 
 /// A request whose fixed part is checked.
 pub(crate) struct Request {
-    flags: FeatureFlags,
+    pub(super) flags: FeatureFlags,
     /// Where the data starts.
     pub(crate) data: u64,
     /// Bytes that the caller provides there.
@@ -53,21 +53,29 @@ impl Request {
 }
 
 impl Device {
-    /// DEVICE_FEATURE; the value is 0 or what the feature returns.
+    /// DEVICE_FEATURE; the value is 0 or what the feature returns. `stream`
+    /// becomes the file of a migration's stream that was opened.
     pub(super) fn feature(
         &mut self,
         arg: u64,
         caller: &dyn Caller,
         board: &mut Board,
         tokens: &mut Tokens,
+        (files, stream): (&mut FileIds, &mut Option<FileId>),
         now: u64,
     ) -> Result<u64, Errno> {
         let (index, request) = Request::parse(arg, caller)?;
         match index {
-            // No device migrates (API-196), so none has pre-copy either.
-            feature::MIGRATION | feature::MIG_DEVICE_STATE | feature::MIG_DATA_SIZE => Err(Errno::ENOTTY),
-            feature::DMA_LOGGING_START | feature::DMA_LOGGING_STOP | feature::DMA_LOGGING_REPORT => Err(Errno::ENOTTY),
-            feature::MIG_PRECOPY_INFO_V2 => Err(Errno::EINVAL),
+            feature::MIGRATION
+            | feature::MIG_DEVICE_STATE
+            | feature::MIG_DATA_SIZE
+            | feature::MIG_PRECOPY_INFO_V2
+            | feature::DMA_LOGGING_START
+            | feature::DMA_LOGGING_STOP
+            | feature::DMA_LOGGING_REPORT => {
+                *stream = self.migration_feature(index, &request, caller, board, files, now)?;
+                Ok(0)
+            }
             feature::PCI_VF_TOKEN => self.set_token(&request, caller, board, tokens),
             feature::LOW_POWER_ENTRY => {
                 if request.check(FeatureFlags::SET, 0)? {

@@ -121,13 +121,16 @@ impl Devices {
     /// When the next wait is over at the latest.
     pub(crate) fn deadline(&self) -> Option<u64> {
         let waits = self.open.values().filter_map(|device| device.recovery.deadline());
-        waits.chain(self.slow_resets.next()).min()
+        let streams = self.slow.iter().map(|(time, _)| *time);
+        waits.chain(self.slow_resets.next()).chain(streams).min()
     }
 
     /// Goes on with resets that take time; gives up devices whose users have waited long enough.
     pub(crate) fn elapse(&mut self, board: &mut Board) {
         let now = self.now();
         self.step_resets(board);
+        let streams = self.slow.extract_if(.., |(time, _)| *time <= now);
+        self.gate.released.extend(streams.map(|(_, ticket)| (ticket, Wake::Retry)));
         let late = |device: &super::Device| device.recovery.deadline().is_some_and(|until| until <= now);
         let late: Vec<Address> = self.open.iter().filter(|(_, device)| late(device)).map(|(a, _)| *a).collect();
         for address in late {

@@ -5,7 +5,7 @@
 //! [`Devices`] keeps the state of each open [`Device`](state::Device), which
 //! all its files share (API-053), and sends each call to the topic that owns
 //! the rule: `info`, `irqs`, `config`, `rw`, `reset`, `power`, `feature`,
-//! `ioeventfd`, `token`.
+//! `migration`, `ioeventfd`, `token`.
 
 mod config;
 mod feature;
@@ -14,6 +14,7 @@ mod hot_reset;
 mod info;
 mod ioeventfd;
 mod irqs;
+mod migration;
 mod power;
 mod recovery;
 mod reset;
@@ -29,7 +30,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ::device::{Board, DeviceFile, Driver, ResetKind};
+use ::device::{Board, DeviceFile, Driver, Nanos, ResetKind};
 use caller::{FileId, Parking, Platform, Reply, Ticket, WatchId};
 use pci::Address;
 use pci::recovery::Channel;
@@ -41,6 +42,7 @@ pub(crate) use feature::Request;
 use gate::Gate;
 pub(crate) use hot_reset::GroupFacts;
 use irqs::Tools;
+use migration::StreamFile;
 use recovery::Access;
 use slow_reset::SlowResets;
 use state::Device;
@@ -57,6 +59,10 @@ pub(crate) struct Devices {
     numbers: BTreeMap<Address, u32>,
     open: BTreeMap<Address, Device>,
     files: BTreeMap<FileId, Address>,
+    /// Files of migration streams.
+    streams: BTreeMap<FileId, StreamFile>,
+    /// Transfers of slow streams that wait, and until when.
+    slow: Vec<(Nanos, Ticket)>,
     watches: Watches,
     tokens: Tokens,
     /// Devices that were not reset since a program used them (HOT-043).
@@ -75,6 +81,8 @@ impl Devices {
             numbers: BTreeMap::new(),
             open: BTreeMap::new(),
             files: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            slow: Vec::new(),
             watches: Watches::new(Arc::clone(&platform)),
             tokens: Tokens::new(Arc::clone(&platform)),
             needs_reset: BTreeSet::new(),
@@ -249,7 +257,16 @@ impl Devices {
             },
             // Files from a group have no iommufd (API-120).
             request::ATTACH_IOMMUFD_PT | request::DETACH_IOMMUFD_PT => Err(Errno::ENOTTY),
-            request::FEATURE => device.feature(arg, cx.caller, cx.board, &mut self.tokens, now),
+            request::FEATURE => {
+                let mut stream = None;
+                let opens = (&mut *cx.files, &mut stream);
+                let result = device.feature(arg, cx.caller, cx.board, &mut self.tokens, opens, now);
+                if let Some(file) = stream {
+                    let resuming = device.migration_state() == Some(migration::State::Resuming);
+                    self.streams.insert(file, StreamFile { address, resuming });
+                }
+                result
+            }
             request::GET_REGION_INFO => device.get_region_info(cx.caller, arg).map(|()| 0),
             request::GET_INFO => device.get_info(cx.board, cx.caller, arg).map(|()| 0),
             request::GET_IRQ_INFO => device.get_irq_info(cx.board, cx.caller, arg).map(|()| 0),

@@ -55,6 +55,9 @@ impl Device {
         self.zap(now);
         self.hw_write(board, cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE), now);
         let result = self.try_methods(board, now);
+        if result.is_ok() {
+            self.migration_reset(now); // MIG-072
+        }
         self.restore(board, &saved, now);
         self.sync(board, now);
         tracing::info!(name: "vfio.function_reset", device = %self.address, works = result.is_ok());

@@ -12,6 +12,7 @@ use uapi::Errno;
 
 use super::config::Config;
 use super::ioeventfd::IoEvents;
+use super::migration::Migration;
 use super::power::LowPower;
 use super::recovery::Recovery;
 use super::slow_reset::Started;
@@ -73,6 +74,8 @@ pub(super) struct Device {
     pub(super) recovery: Recovery,
     /// A reset that the present call has begun and is to wait for.
     pub(super) started: Option<Started>,
+    /// `None`: it does not migrate.
+    pub(super) migration: Option<Migration>,
     /// Memory of the BARs can be reached.
     pub(super) accessible: bool,
     bus_master: bool,
@@ -127,6 +130,7 @@ impl Device {
             ioevents: IoEvents::default(),
             recovery: Recovery::new(options.recovery),
             started: None,
+            migration: None,
             accessible: false,
             bus_master: false,
             disable_idle_d3: options.disable_idle_d3,
@@ -152,6 +156,7 @@ impl Device {
         };
         function.write(cap::COMMAND, 2, u32::from(wanted));
         device.config = Config::new(function, sizes, device.no_intx);
+        device.migration = Migration::of(board, address, &device.endpoint);
         device.endpoint.set_file(Some(Arc::clone(&device.file)), now);
         device.sync(board, now);
         tracing::info!(name: "vfio.device_open", device = %address, reset_works = device.reset_works);
@@ -166,6 +171,9 @@ impl Device {
         self.hw_write(board, cap::COMMAND, 2, u32::from(command), now);
         self.disable_irqs(board, watches, now);
         self.ioevents.clear(watches);
+        if let Some(migration) = &mut self.migration {
+            migration.close(now);
+        }
         self.intx_disabled = false;
         self.endpoint.interrupts.set_intx_disabled(false);
 
@@ -220,9 +228,13 @@ impl Device {
     }
 
     /// The model and what it had raised are as after power on.
-    pub(super) fn reset_model(&self, kind: ResetKind, now: u64) {
+    pub(super) fn reset_model(&mut self, kind: ResetKind, now: u64) {
         self.endpoint.reset(kind, now);
         self.endpoint.interrupts.reset();
+        // A driver is not told of the way out of D3hot.
+        if kind != ResetKind::PowerManagement {
+            self.migration_reset(now);
+        }
     }
 
     /// Messages go out while the enable bit of the mode in force is on.
@@ -251,7 +263,8 @@ impl Device {
         let command = function.command();
         let decodes = self.config.no_command_memory || command & cap::COMMAND_MEMORY != 0;
         let memory = awake && self.config.memory() && !self.low_power.engaged();
-        let master = awake && answers && command & cap::COMMAND_MASTER != 0;
+        let may = self.migration.as_ref().is_none_or(Migration::allows_dma);
+        let master = may && awake && answers && command & cap::COMMAND_MASTER != 0;
         if master != self.bus_master {
             self.bus_master = master;
             self.endpoint.requester.set_bus_master(master);

@@ -7,6 +7,8 @@ mod hot_reset;
 mod info;
 mod ioeventfd;
 mod irqs;
+mod logging;
+mod migration;
 mod open;
 mod random;
 mod reset;
