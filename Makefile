@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/build/tools/bin:$(PATH)
 SEEDS ?= 1000
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo demo-aer test build lint fmt doc install bench conformance sim fuzz miri
+.PHONY: help demo demo-aer demo-migration test build lint fmt doc install bench conformance sim fuzz miri
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -17,6 +17,11 @@ demo: ## a client, what the device saw, the result: in a minute
 demo-aer: ## a guest recovers from errors of its disk while it writes to it
 	@scripts/install test
 	@scripts/demo-aer
+
+demo-migration: ## a guest moves between two QEMUs; its device's states drawn
+	@scripts/install test
+	@cargo build --quiet -p vfuse
+	@cargo run --quiet -p vfuse-programs --example migration
 
 test: install build lint ## everything that CI runs; the last line counts the tests
 	cargo test --workspace --doc --quiet

@@ -12,6 +12,7 @@ mod guest;
 mod hugepages;
 mod kselftest;
 mod live;
+mod machine;
 mod place;
 mod run;
 
@@ -20,6 +21,7 @@ pub use guest::{Guest, GuestReport, TestDisk, tool};
 pub use hugepages::HugePages;
 pub use kselftest::{Expected, Report, Verdict, selftest};
 pub use live::{Live, Monitor};
+pub use machine::{Machine, arcs};
 pub use place::{Place, build_file, example, need_program, vfuse_binary};
 pub use run::{Vfuse, Way};
 

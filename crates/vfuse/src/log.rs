@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
@@ -40,7 +40,7 @@ pub(crate) fn start(verbose: u8, trace: Option<&Path>, listen: bool) -> Result<O
     let file = match trace {
         Some(path) => {
             let file = File::create(path).with_context(|| format!("cannot write the trace {}", path.display()))?;
-            Some(Trace { start, file: Mutex::new(file) }.with_filter(ours(LevelFilter::TRACE)))
+            Some(Trace::begin(file, start).with_filter(ours(LevelFilter::TRACE)))
         }
         None => None,
     };
@@ -117,6 +117,17 @@ pub(crate) fn line(event: &Event<'_>, Start(start): Start) -> String {
 struct Trace {
     start: Start,
     file: Mutex<File>,
+}
+
+impl Trace {
+    /// The first line says when time 0 was, for those who lay traces side by
+    /// side.
+    fn begin(mut file: File, start: Start) -> Trace {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(start.0.elapsed());
+        let unix = u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX);
+        let _ = writeln!(file, "{}", json!({ "ns": 0, "level": "INFO", "event": "trace.begin", "unix_ns": unix }));
+        Trace { start, file: Mutex::new(file) }
+    }
 }
 
 impl<S: Subscriber> Layer<S> for Trace {

@@ -194,7 +194,13 @@ impl DeviceSpec {
     /// The device of [`super::Lab::standard`].
     pub(super) fn standard_nvme() -> DeviceSpec {
         let place = Place::argument("the standard lab");
-        let disk = DiskSpec { medium: Medium::Ram, size: Some(1 << 30), read_only: false, shared: false, place: place.clone() };
+        let disk = DiskSpec {
+            medium: Medium::Ram,
+            size: Some(1 << 30),
+            read_only: false,
+            shared: false,
+            place: place.clone(),
+        };
         DeviceSpec {
             address: Some(Address::new(0, 1, 0, 0)),
             driver: Some("vfio-pci".into()),

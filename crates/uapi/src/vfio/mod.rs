@@ -8,8 +8,8 @@ pub mod cdev;
 pub mod container;
 pub mod device;
 pub mod group;
-pub mod recovery;
 pub mod migration;
+pub mod recovery;
 pub mod type1;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
