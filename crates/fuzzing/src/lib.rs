@@ -19,6 +19,7 @@ mod container;
 mod device;
 mod dsa;
 mod fabric;
+mod faults;
 mod intercepted;
 mod ioat;
 mod iommufd;
@@ -42,11 +43,12 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     Target { name: "container", run: container::run, seeds: container::seeds },
     Target { name: "device", run: device::run, seeds: device::seeds },
     Target { name: "regions", run: regions::run, seeds: regions::seeds },
     Target { name: "iommufd", run: iommufd::run, seeds: iommufd::seeds },
+    Target { name: "faults", run: faults::run, seeds: faults::seeds },
     Target { name: "nvme", run: nvme::run, seeds: nvme::seeds },
     Target { name: "ioat", run: ioat::run, seeds: ioat::seeds },
     Target { name: "dsa", run: dsa::run, seeds: dsa::seeds },
