@@ -32,6 +32,8 @@ pub(crate) const IOMMUFD: &str = "iommufd";
 pub(crate) const IOMMUFD_TEST: &str = "iommufd-test";
 /// The same for the bare supervisor.
 pub(crate) const IOMMUFD_FLOOR: &str = "iommufd-floor";
+/// A client that answers page requests.
+pub(crate) const FAULTS: &str = "faults";
 /// A program with memory that others look at.
 pub(crate) const MEMORY: &str = "memory";
 
@@ -99,6 +101,7 @@ fn open(kind: &str) -> Result<Box<dyn Orders>> {
         IOMMUFD => Box::new(Iommufd::open(Kind::Device)?),
         IOMMUFD_TEST => Box::new(Iommufd::open(Kind::Mock)?),
         IOMMUFD_FLOOR => Box::new(Iommufd::open(Kind::Floor)?),
+        FAULTS => Box::new(crate::faults::Faults::open()?),
         MEMORY => Box::new(Memory::new()?),
         _ => bail!("no client is called {kind}"),
     })
@@ -209,6 +212,12 @@ impl Orders for Vfio {
             REGION => Box::new(|| region_info(&self.device).map(drop)),
             CONFIG => Box::new(|| self.config()),
             PAIR => Box::new(|| self.pair()),
+            crate::faults::CYCLE => {
+                return crate::faults::wake_and(count, || {
+                    self.config()?;
+                    self.config()
+                });
+            }
             FILL => {
                 let start = Instant::now();
                 self.fill(count)?;

@@ -21,6 +21,7 @@ mod calls;
 mod client;
 mod copies;
 mod dirty;
+mod faults;
 mod floor;
 mod idle;
 mod iommufd;
@@ -39,7 +40,7 @@ use table::Table;
 /// Measures the rows of one group.
 type Group = fn(&mut Table);
 
-const GROUPS: [(&str, Group); 10] = [
+const GROUPS: [(&str, Group); 11] = [
     ("calls", calls::rows),
     ("maps", maps::rows),
     ("translation", translation::rows),
@@ -47,6 +48,7 @@ const GROUPS: [(&str, Group); 10] = [
     ("iommufd", iommufd::rows),
     ("copies", copies::rows),
     ("dsa", accelerator::rows),
+    ("faults", faults::rows),
     ("qemu", qemu::rows),
     ("idle", idle::rows),
     ("start", start::rows),

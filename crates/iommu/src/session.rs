@@ -167,6 +167,34 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Copies `len` bytes, at least one, between two places that can be
+    /// addressed, each in one mapping; they may overlap. `None`: they are no
+    /// such places, and nothing was done.
+    #[inline]
+    pub fn copy_direct(&mut self, source: u64, destination: u64, len: usize) -> Option<Result<(), DmaFault>> {
+        let rest = (len as u64).checked_sub(1)?;
+        if let Err(fault) = self.resolve(source, Access::Read) {
+            return Some(Err(fault));
+        }
+        let from = *self.hit();
+        if from.last - source < rest {
+            return None;
+        }
+        if let Err(fault) = self.resolve(destination, Access::Write) {
+            return Some(Err(fault));
+        }
+        let to = *self.hit();
+        if to.last - destination < rest {
+            return None;
+        }
+        let memory = self.state.memory(from.memory)?;
+        let from = memory.slice(from.offset(source), len)?;
+        let memory = self.state.memory(to.memory)?;
+        memory.slice(to.offset(destination), len).map(|to| from.copy_to_volatile_slice(to))?;
+        self.state.mark(&to, destination, len);
+        Some(Ok(()))
+    }
+
     /// Reads `buf.len()` bytes at `iova`.
     pub fn read(&mut self, iova: u64, buf: &mut [u8]) -> Result<(), DmaFault> {
         let mut rest = buf;

@@ -21,6 +21,8 @@ use super::spec::{
 
 /// Descriptors of a batch read in one go.
 const FETCH: usize = 64;
+/// Bytes of the longest of a batch's moves that is a quick one.
+const QUICK: u64 = 4096;
 
 /// What may be done in a turn.
 #[derive(Debug)]
@@ -279,8 +281,12 @@ impl Work<'_, '_> {
         otherwise: &mut Option<Outcome>,
         budget: &mut Budget,
     ) -> Result<Outcome, Pause> {
+        let traced = tracing::enabled!(target: "vfuse::dsa", tracing::Level::TRACE);
         loop {
-            let Some(next) = batch.fetched.front().copied() else {
+            if !batch.run.checked && !traced {
+                self.quick_moves(batch, budget);
+            }
+            let Some(next) = batch.fetched.get(batch.next).copied() else {
                 if batch.read == descriptor.size {
                     return Ok(batch.ended());
                 }
@@ -309,10 +315,34 @@ impl Work<'_, '_> {
             };
             batch.run.ended = Some(outcome);
             self.complete(&next, &outcome, index, otherwise.take().is_some())?;
-            batch.fetched.pop_front();
+            batch.next += 1;
             batch.done += 1;
             batch.failed |= outcome.status != Status::Success;
             batch.run = Run::default();
+        }
+    }
+
+    /// Does those of the next descriptors of a batch that are short moves of
+    /// which nobody is told: there may be many, and little to each. Stops
+    /// before the first that is not, or does not succeed.
+    fn quick_moves(&mut self, batch: &mut Batch, budget: &mut Budget) {
+        let blocks = flag::BLOCK_ON_FAULT & !self.rules.limits.withheld;
+        let most = self.rules.limits.bytes.min(QUICK);
+        if self.rules.limits.operations & 1 << opcode::MOVE == 0 {
+            return;
+        }
+        while let Some(next) = batch.fetched.get(batch.next) {
+            let size = u64::from(next.size);
+            let plain = next.operation & !blocks == u32::from(opcode::MOVE) << 24;
+            let quick = plain && size.wrapping_sub(1) < most && next.reserved == 0 && next.specific == [0; 24];
+            if !quick || budget.is_spent() {
+                return;
+            }
+            let Some(Ok(())) = self.dma.copy_direct(next.source, next.destination, next.size as usize) else { return };
+            batch.next += 1;
+            batch.done += 1;
+            budget.take_descriptor();
+            budget.bytes = budget.bytes.saturating_sub(size);
         }
     }
 
@@ -325,6 +355,8 @@ impl Work<'_, '_> {
         let reach = read(self.dma, at, bytes);
         let whole = reach.done / DESCRIPTOR_BYTES;
         let descriptors = bytes.chunks_exact(DESCRIPTOR_BYTES).take(whole);
+        batch.next = 0;
+        batch.fetched.clear();
         batch.fetched.extend(descriptors.filter_map(|bytes| Descriptor::read_from_bytes(bytes).ok()));
         batch.read += whole as u32;
         match reach.fault {

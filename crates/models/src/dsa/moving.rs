@@ -61,32 +61,14 @@ pub(super) fn probe(
     dma.gather(&mut room.places).add(iova, len, access)
 }
 
-/// Bytes of the longest copy that goes through a register or two.
-const SMALL: usize = 256;
-
-/// A short copy between two places that can be addressed, each in one mapping.
+/// A copy between two places that can be addressed, each in one mapping.
 /// `None`: it is not one.
-pub(super) fn copy_small(dma: &mut Session<'_>, source: u64, destination: u64, len: usize) -> Option<Reach> {
-    let mut bytes = [0_u8; SMALL];
-    let bytes = bytes.get_mut(..len)?;
-    let stop = |fault| Some(Reach { done: 0, fault: Some(fault) });
-    let from = match dma.translate(source, Access::Read) {
-        Ok(from) => from,
-        Err(fault) => return stop(fault),
-    };
-    if from.last - source < len as u64 - 1 {
-        return None;
-    }
-    from.memory.slice(from.offset, len)?.copy_to(bytes);
-    let to = match dma.translate(destination, Access::Write) {
-        Ok(to) => to,
-        Err(fault) => return stop(fault),
-    };
-    if to.last - destination < len as u64 - 1 {
-        return None;
-    }
-    to.memory.slice(to.offset, len)?.copy_from(bytes);
-    Some(Reach { done: len, fault: None })
+#[inline]
+pub(super) fn copy_direct(dma: &mut Session<'_>, source: u64, destination: u64, len: usize) -> Option<Reach> {
+    Some(match dma.copy_direct(source, destination, len)? {
+        Ok(()) => Reach { done: len, fault: None },
+        Err(fault) => Reach { done: 0, fault: Some(fault) },
+    })
 }
 
 /// Copies upwards from `source` to each of `destinations`, up to the first

@@ -4,7 +4,7 @@
 use iommu::{Access, DmaFault, Session};
 
 use super::crc;
-use super::moving::{BUFFER, Reach, Room, copy, copy_small, probe, read, write};
+use super::moving::{BUFFER, Reach, Room, copy, copy_direct, probe, read, write};
 use super::spec::{DELTA_BYTES, Descriptor, Status, flag, opcode, result};
 
 /// Bytes moved directly in one piece.
@@ -125,7 +125,7 @@ impl Work<'_, '_> {
         }
         let len = self.piece(PIECE);
         let (from, to) = (self.source(), self.destination());
-        let reach = copy_small(self.dma, from, to, len).unwrap_or_else(|| copy(self.dma, self.room, from, &[to], len));
+        let reach = copy_direct(self.dma, from, to, len).unwrap_or_else(|| copy(self.dma, self.room, from, &[to], len));
         self.advance(reach)
     }
 

@@ -72,9 +72,11 @@ pub(super) struct Batch {
     pub(super) done: u32,
     /// One of them was not a success.
     pub(super) failed: bool,
-    /// Descriptors read and not done.
-    pub(super) fetched: VecDeque<Descriptor>,
-    /// How far the first of those is.
+    /// Descriptors read of the list last.
+    pub(super) fetched: Vec<Descriptor>,
+    /// The first of those that is not done.
+    pub(super) next: usize,
+    /// How far that one is.
     pub(super) run: Run,
 }
 
