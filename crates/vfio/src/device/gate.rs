@@ -86,7 +86,7 @@ impl Devices {
     pub(crate) fn error_call(&mut self, address: Address, call: Call, board: &mut Board) -> Vote {
         let now = self.now();
         let Some(device) = self.open.get_mut(&address) else {
-            return if matches!(call, Call::ErrorDetected(_)) { Vote::CanRecover } else { Vote::None };
+            return self.error_call_closed(address, call, board);
         };
         let vote = match call {
             Call::ErrorDetected(channel) => device.error_detected(channel, board, now),
@@ -99,6 +99,23 @@ impl Devices {
         };
         self.let_waiters_go(address);
         vote
+    }
+
+    /// The same for a device that nobody has open: where the lab has access
+    /// blocked, nobody gets it either before its registers are right.
+    fn error_call_closed(&mut self, address: Address, call: Call, board: &Board) -> Vote {
+        if !matches!(call, Call::ErrorDetected(_)) {
+            return Vote::None;
+        }
+        if let Some(function) = board.fabric.function(address)
+            && self.options.recovery.has(RecoveryFlags::BLOCK)
+            && function.answers() == Answers::Yes
+            && !self.gate.unsettled.contains_key(&address)
+        {
+            self.gate.keep(address, function.save());
+        }
+        let flags = self.options.recovery.flags;
+        if flags.contains(RecoveryFlags::DISCONNECT) { Vote::Disconnect } else { Vote::CanRecover }
     }
 
     /// Calls on a device that is no longer blocked are made again.

@@ -364,7 +364,7 @@ impl Devices {
         if device.is_virtual() {
             self.tokens.remove_user(address, board);
         }
-        let affected = !device.recovery.is_open() && !device.answers(board) || device.recovery.is_blocked();
+        let affected = !device.recovery.is_open();
         let was_reset = device.close(board, &mut self.watches, self.platform.now());
         self.drop_resets(address);
         self.let_waiters_go(address);

@@ -169,7 +169,6 @@ impl Device {
 
     fn fail(&mut self, board: &Board, now: u64) {
         self.recovery.access = Access::Failed;
-        self.recovery.saved = None;
         self.recovery.stores.clear();
         self.sync(board, now);
         tracing::warn!(name: "vfio.recovery_failed", device = %self.address);
@@ -238,20 +237,7 @@ impl Device {
         }
         self.recovery.was_reset = false;
         if self.recovery.policy.has(RecoveryFlags::BLOCK) {
-            let saved = match self.recovery.saved.clone() {
-                Some(saved) => saved,
-                // The link was down when the error was detected: the registers
-                // of open, with decoding as the program has it.
-                None => {
-                    let mut saved = self.saved_at_open().clone();
-                    let decoding = cap::COMMAND_MEMORY | cap::COMMAND_IO;
-                    let command = saved.get(cap::COMMAND).unwrap_or(0) as u16 & !(decoding | cap::COMMAND_MASTER);
-                    saved.set_command(command | self.config.decoding() & decoding);
-                    saved
-                }
-            };
-            self.restore(board, &saved, now);
-            self.follow_messages(board);
+            self.restore_lost(board, now);
         }
         if self.recovery.policy.has(RecoveryFlags::PASSIVE_RESET) {
             let told = match &self.recovery.passive_reset {
@@ -263,6 +249,23 @@ impl Device {
             };
             tracing::info!(name: "vfio.passive_reset", device = %self.address, told);
         }
+    }
+
+    fn restore_lost(&mut self, board: &mut Board, now: u64) {
+        let saved = match self.recovery.saved.clone() {
+            Some(saved) => saved,
+            // The link was down when the error was detected: the registers
+            // of open, with decoding as the program has it.
+            None => {
+                let mut saved = self.saved_at_open().clone();
+                let decoding = cap::COMMAND_MEMORY | cap::COMMAND_IO;
+                let command = saved.get(cap::COMMAND).unwrap_or(0) as u16 & !(decoding | cap::COMMAND_MASTER);
+                saved.set_command(command | self.config.decoding() & decoding);
+                saved
+            }
+        };
+        self.restore(board, &saved, now);
+        self.follow_messages(board);
     }
 
     /// The wait is over: the device counts as failed, and its user is told.
@@ -293,7 +296,7 @@ impl Device {
 
     /// The user has reset the device by a call of its own; `link`: with all
     /// that is on its bus. What had failed may be well again.
-    pub(super) fn user_has_reset(&mut self, link: bool, board: &Board, now: u64) {
+    pub(super) fn user_has_reset(&mut self, link: bool, board: &mut Board, now: u64) {
         let well = match self.recovery.access {
             Access::AwaitsReset { .. } => link,
             Access::Failed => true,
@@ -301,6 +304,10 @@ impl Device {
         };
         if well && self.answers(board) {
             self.recovery.link_reset = matches!(self.recovery.access, Access::AwaitsReset { .. });
+            // What the user's reset has brought back was lost before it.
+            if self.recovery.was_reset && self.recovery.access == Access::Failed {
+                self.restore_lost(board, now);
+            }
             self.recovery.was_reset = false;
             self.release_access(board, now);
         }
