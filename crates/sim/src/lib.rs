@@ -92,6 +92,7 @@ mod tests {
         // Laws that nothing put to the test would say little.
         assert!(tally.starts > 100 && tally.completions > 1000 && tally.touches > 10_000, "{tally:?}");
         assert!(tally.bound_starts > 50 && tally.bound_maps > 500, "{tally:?}");
+        assert!(tally.errors > 100, "{tally:?}");
         assert_eq!(run(7).ok(), run(7).ok());
     }
 

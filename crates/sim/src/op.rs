@@ -28,6 +28,8 @@ pub(crate) enum Op {
     Turn { device: u8 },
     /// Resets a device by ioctl or by a write of Initiate FLR.
     Reset { client: u8, fd: u8 },
+    /// A device has an uncorrectable error, and the host recovers.
+    Error { device: u8, fatal: bool },
     /// Unsets the container of a group.
     Unset { client: u8, fd: u8 },
     /// Closes a descriptor.
@@ -143,7 +145,11 @@ impl Op {
             34..=53 => Op::Submit { client, fd, commands: rng.u8(1..9), kind: rng.u8(..), wild: rng.u8(..4) == 0 },
             54..=65 => Op::Reap { client, fd },
             66..=86 => Op::Turn { device },
-            87 => Op::Reset { client, fd },
+            87 => match rng.u8(..4) {
+                0 => Op::Error { device, fatal: true },
+                1 => Op::Error { device, fatal: false },
+                _ => Op::Reset { client, fd },
+            },
             88 => Op::Unset { client, fd },
             89..=90 => Op::Close { client, fd },
             91 => {

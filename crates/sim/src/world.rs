@@ -46,6 +46,8 @@ pub struct Tally {
     pub bound_maps: usize,
     /// Mappings made.
     pub maps: usize,
+    /// Errors recovered from.
+    pub errors: usize,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -58,6 +60,7 @@ impl std::ops::AddAssign for Tally {
         self.bound_starts += other.bound_starts;
         self.bound_maps += other.bound_maps;
         self.maps += other.maps;
+        self.errors += other.errors;
     }
 }
 
@@ -277,6 +280,7 @@ impl World {
                 }
             }
             Op::Iommufd(ref op) => self.act_iommufd(op),
+            Op::Error { device, fatal } => self.error(self.device(usize::from(device)), fatal)?,
             Op::Advance { us } => self.platform.advance(u64::from(us) * 1000),
         }
         Ok(None)
@@ -538,6 +542,35 @@ impl World {
         if let Some(driver) = self.drivers.get_mut(&file) {
             driver.disturbed = true;
         }
+    }
+
+    /// A device has an error. A fatal one resets all that is on its bus; one
+    /// that is not fatal disturbs nobody, for all functions are vfio-pci's.
+    fn error(&mut self, address: Address, fatal: bool) -> Step {
+        use pci::aer::spec::uncorrectable::{ECRC, MALFORMED};
+        let error = pci::aer::AerError { uncorrectable: if fatal { MALFORMED } else { ECRC }, ..Default::default() };
+        if self.host.borrow_mut().raise(address, &error).is_err() {
+            return Ok(());
+        }
+        if fatal {
+            let hit: Vec<FileId> = self.drivers.keys().copied().collect();
+            for file in hit {
+                if self.address(file).is_some_and(|at| at.bus == address.bus) {
+                    self.disturb(file);
+                }
+            }
+        }
+        self.tally.errors += 1;
+        let mut host = self.host.borrow_mut();
+        for _ in 0..PATIENCE {
+            let Some(deadline) = host.deadline().filter(|_| !host.is_calm()) else { break };
+            self.platform.advance(deadline.saturating_sub(caller::Platform::now(&*self.platform)));
+            host.elapse();
+        }
+        if !host.is_calm() || host.is_recovering(address) || host.waiting() != 0 {
+            return Err(Broken(format!("the recovery of {address} does not end")));
+        }
+        Ok(())
     }
 
     /// An unmap may have hit anybody's arena.
