@@ -374,8 +374,10 @@ fn every_example_lab_can_be_built() {
         let path = entry.unwrap().path();
         let name = path.display().to_string();
         let lab = Lab::parse(&name, &std::fs::read_to_string(&path).unwrap()).unwrap_or_else(|e| panic!("{e}"));
+        // One may be about the IOMMU alone.
+        let empty = lab.devices.is_empty();
         let host = Host::new(lab, SimPlatform::new(1), Box::new(SimStorage)).unwrap_or_else(|e| panic!("{e}"));
-        assert!(host.functions().iter().any(|f| f.driver.as_deref() == Some("vfio-pci")), "{name}");
+        assert!(empty || host.functions().iter().any(|f| f.driver.as_deref() == Some("vfio-pci")), "{name}");
         count += 1;
     }
     assert!(count >= 5);
