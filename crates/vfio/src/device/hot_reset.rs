@@ -199,6 +199,7 @@ impl Devices {
         }
         for (address, state) in &saved {
             if let Some(device) = self.open.get_mut(address) {
+                device.migration_reset(now); // HOT-041
                 device.restore(board, state, now);
                 device.sync(board, now);
             } else if let Some(function) = board.fabric.function_mut(*address) {

@@ -205,6 +205,9 @@ impl Devices {
                 self.let_waiters_go(*address);
                 continue;
             };
+            if worked {
+                device.migration_reset(now); // MIG-072
+            }
             device.restore(board, saved, now);
             device.end_reset(worked, slow.link, board, now);
             self.let_waiters_go(*address);
