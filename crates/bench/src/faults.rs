@@ -186,7 +186,7 @@ impl Faults {
         for card in &self.cards {
             for n in 0..count {
                 while card.status(n) == 0 {
-                    std::hint::spin_loop();
+                    std::thread::yield_now();
                 }
                 ensure!(card.status(n) & 0x7f == 3, "status {}", card.status(n));
             }
