@@ -460,3 +460,42 @@ fn a_wire_to_nobody() {
     assert!(frames.is_empty());
     assert_eq!(other.dropped(), 1);
 }
+
+/// A driver that forwards what it hears, as testpmd does: thousands of frames
+/// go around, split and packed, and rings wrap many times.
+#[test]
+fn frames_go_around_for_long() {
+    for (wanted, remote) in [(SPLIT, false), (u64::MAX, false), (!transport::EVENT_IDX, false), (u64::MAX, true)] {
+        let config = Config { packed: true, ..Config::new(Wire::looped(1), MAC) };
+        let memory = TestMemory::new(8 << 20, remote);
+        let mut bench = VirtioBench::new(Box::new(Net::new(config)), memory, wanted);
+        let (mut to, mut from) = (bench.queue(0, 256), bench.queue(1, 256));
+        bench.start();
+        let data = bench.free();
+        let buffer = |i: u64| part(data + (i % 512) * 4096, 2048);
+        for i in 0..256 {
+            to.add(&[], &[buffer(i)], None).unwrap();
+        }
+        to.publish();
+        for i in 0..32 {
+            from.add(&[part(data + (512 + i) * 4096, 72)], &[], None).unwrap();
+        }
+        let mut heard = 0_u64;
+        for round in 0..300 {
+            from.publish();
+            // Long enough to ask for a kick now and then.
+            bench.now += if round % 3 == 0 { 1_000_000 } else { 1000 };
+            bench.run();
+            while from.used().is_some() {}
+            let mut got = 0;
+            while let Some((_, len)) = to.used() {
+                assert_eq!(len, 72);
+                to.add(&[], &[buffer(heard)], None).unwrap();
+                from.add(&[part(data + (512 + got) * 4096, 72)], &[], None).unwrap();
+                (got, heard) = (got + 1, heard + 1);
+            }
+            assert_eq!(got, 32, "round {round}");
+            to.publish();
+        }
+    }
+}
