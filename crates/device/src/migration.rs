@@ -85,7 +85,7 @@ impl Default for Migration {
     }
 }
 
-/// Something that goes wrong, once unless it says otherwise.
+/// Something that goes wrong: an arc so often, a stream each time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
     /// A transition fails. States are numbered as Linux does (0 ERROR to 7
@@ -108,6 +108,8 @@ pub enum Failure {
     StreamSlow(Nanos),
     /// The device takes no state: `EINVAL` at the first byte.
     Refuses,
+    /// The tracker of written pages has lost count: `EIO` (MIG-067).
+    LoggingLost,
 }
 
 /// How far a transition gets before it fails.

@@ -65,7 +65,7 @@ fn failure(item: &str) -> Result<Failure, String> {
     let wrong = || {
         format!(
             "`{item}` is no failure; write FROM>TO:before, :middle or :after (and :N times, or :always), \
-             stream-breaks:BYTE, stream-ends:BYTE, stream-slow:MS or refuses"
+             stream-breaks:BYTE, stream-ends:BYTE, stream-slow:MS, refuses or logging-lost"
         )
     };
     let mut parts = item.split(':');
@@ -97,6 +97,7 @@ fn failure(item: &str) -> Result<Failure, String> {
             Ok(Failure::StreamSlow(time))
         }
         ("refuses", None) if first.is_none() => Ok(Failure::Refuses),
+        ("logging-lost", None) if first.is_none() => Ok(Failure::LoggingLost),
         _ => Err(wrong()),
     }
 }
@@ -147,6 +148,7 @@ pub(crate) fn describe(failure: &Failure) -> String {
         Failure::StreamEnds(at) => format!("stream-ends:{at}"),
         Failure::StreamSlow(time) => format!("stream-slow:{}", time / 1_000_000),
         Failure::Refuses => "refuses".to_owned(),
+        Failure::LoggingLost => "logging-lost".to_owned(),
     }
 }
 
@@ -154,12 +156,35 @@ pub(crate) fn describe(failure: &Failure) -> String {
 mod tests {
     use super::*;
 
+    /// MIG-079, MIG-080, MIG-081, MIG-082, MIG-083, MIG-084, MIG-085: what each
+    /// of Linux's drivers offers can be said.
+    #[test]
+    fn what_linux_s_drivers_offer() {
+        for (driver, keys, offers) in [
+            ("mlx5", "migration=pre-copy-p2p", Some((true, true, true))),
+            ("hisi_acc", "migration=pre-copy,dma_logging=off", Some((false, true, false))),
+            ("qat", "migration=pre-copy-p2p,dma_logging=off", Some((true, true, false))),
+            ("pds", "migration=p2p", Some((true, false, true))),
+            ("virtio", "migration=pre-copy-p2p,dma_logging=off", Some((true, true, false))),
+            ("xe", "migration=p2p,dma_logging=off", Some((true, false, false))),
+            ("nvgrace-gpu", "migration=off", None),
+        ] {
+            let mut lab = crate::Lab::default();
+            lab.add_device(&format!("nvme,{keys}")).unwrap_or_else(|e| panic!("{driver}: {e}"));
+            let spec = lab.devices.first().and_then(|device| device.migration.clone());
+            assert_eq!(spec.map(|spec| (spec.p2p, spec.pre_copy, spec.dma_logging)), offers, "{driver}");
+        }
+        for wrong in ["state_size=1M", "migration=on", "migration=p2p,p2p_stop=never", "migration=p2p,state_size=65G"] {
+            assert!(crate::Lab::default().add_device(&format!("nvme,{wrong}")).is_err(), "{wrong}");
+        }
+    }
+
     #[test]
     fn failures_are_written_and_read() {
         let text = "RUNNING>PRE_COPY:before; STOP>STOP_COPY:middle:3+RESUMING>STOP:after:always;\
-                    stream-breaks:4K;stream-ends:100;stream-slow:20;refuses";
+                    stream-breaks:4K;stream-ends:100;stream-slow:20;refuses;logging-lost";
         let Failures(failures) = text.parse().unwrap_or_else(|e: String| panic!("{e}"));
-        assert_eq!(failures.len(), 7);
+        assert_eq!(failures.len(), 8);
         assert_eq!(failures[1], Failure::Arc { from: 1, to: 3, at: Stage::Middle, times: 3 });
         assert_eq!(failures[3], Failure::StreamBreaks(4096));
         assert_eq!(failures[5], Failure::StreamSlow(20_000_000));

@@ -12,6 +12,7 @@ mod init;
 mod io;
 mod io_errors;
 mod logs;
+mod migration;
 mod prp;
 mod queues;
 mod random;

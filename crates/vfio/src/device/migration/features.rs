@@ -69,7 +69,7 @@ impl Device {
             feature::DMA_LOGGING_REPORT => {
                 migration.check_logging()?;
                 if request.check(get, size_of::<LoggingReport>())? {
-                    migration.report_logging(request.data, caller)?;
+                    migration.report_logging(request.data, caller, board)?;
                 }
             }
             _ => return Err(Errno::ENOTTY),

@@ -8,6 +8,8 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use ::device::Board;
+use ::device::migration::Failure;
 use caller::Caller;
 use iommu::DirtyLog;
 use iommufd::DirtyBitmap;
@@ -15,7 +17,7 @@ use uapi::Errno;
 use uapi::vfio::migration::{LoggingControl, LoggingRange, LoggingReport};
 use zerocopy::IntoBytes;
 
-use super::Migration;
+use super::{Migration, failures};
 use crate::args;
 
 /// Most ranges: a page full of them.
@@ -85,7 +87,7 @@ impl Migration {
     }
 
     /// DMA_LOGGING_REPORT with the structure at `data` (MIG-060 to MIG-068).
-    pub(super) fn report_logging(&self, data: u64, caller: &dyn Caller) -> Result<(), Errno> {
+    pub(super) fn report_logging(&self, data: u64, caller: &dyn Caller, board: &Board) -> Result<(), Errno> {
         let report: LoggingReport = args::read_plain(caller, data)?;
         if report.page_size < 4096 || !report.page_size.is_power_of_two() {
             return Err(Errno::EINVAL);
@@ -97,6 +99,9 @@ impl Migration {
         caller.read(report.bitmap, &mut byte)?;
         caller.write(report.bitmap, &byte)?;
         let Logging { log, ranges } = self.logging.as_ref().ok_or(Errno::EINVAL)?;
+        if failures(board, self.address).contains(&Failure::LoggingLost) {
+            return Err(Errno::EIO);
+        }
         let shift = report.page_size.trailing_zeros();
         let mut bitmap = DirtyBitmap::new(caller, report.bitmap, report.iova..=last, shift, log.page_shift());
         for (from, to) in ranges {

@@ -51,7 +51,7 @@ impl Limits {
                 Failure::StreamEnds(at) => limits.ends = Some(*at),
                 Failure::StreamSlow(time) => limits.slow = *time,
                 Failure::Refuses => limits.refuses = true,
-                Failure::Arc { .. } => {}
+                Failure::Arc { .. } | Failure::LoggingLost => {}
             }
         }
         limits

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! DMA logging (vfio-migration.md, section 7).
 
-use ::device::migration::Migration;
+use ::device::migration::{Failure, Migration};
 use iommu::Access;
 use uapi::Errno;
 use uapi::vfio::device as request;
@@ -162,6 +162,16 @@ fn memory_that_is_not_there() {
     let unaligned = rig.lab.client.put_bytes(&[0; 40]) + 3;
     ask(&mut rig, 0, 1 << 20, PAGE, unaligned).unwrap();
     assert_eq!(rig.lab.client.get_bytes(unaligned, 2), [1, 0]);
+}
+
+/// MIG-067: the tracker has lost count; the user is to take all for dirty.
+#[test]
+fn the_tracker_has_lost_count() {
+    let mut rig = rig(Migration { failures: vec![Failure::LoggingLost], ..Migration::default() });
+    start(&mut rig, PAGE, &[(0, 1 << 20)]).unwrap();
+    let at = rig.lab.client.room(8);
+    assert_eq!(ask(&mut rig, 0, 1 << 18, PAGE, at), Err(Errno::EIO));
+    assert_eq!(stop(&mut rig), Ok(()));
 }
 
 /// MIG-070, MIG-075: a reset does not end logging, the last close does.

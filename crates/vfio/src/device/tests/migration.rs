@@ -243,11 +243,13 @@ fn bring(rig: &mut Rig, to: u32) {
     assert_eq!(get(rig), to);
 }
 
-/// MIG-023: a stream has a direction and no positions.
+/// MIG-023, MIG-044: a stream has a direction and no positions, and `poll` shows
+/// what is saved ready at any time, as of drivers without a poll function.
 #[test]
 fn streams_have_a_direction() {
     let mut rig = rig(full());
     let saving = open(&mut rig, PRE_COPY);
+    assert!(rig.lab.client.queues.borrow()[&saving].is_readable());
     assert_eq!(write(&mut rig, saving, &[1]), Err(Errno::EBADF));
     assert_eq!(read_at(&mut rig, saving, 8, 1), Err(Errno::ESPIPE));
     assert_eq!(read(&mut rig, saving, 0), Ok(vec![]));
@@ -376,6 +378,7 @@ fn a_session_ends() {
 fn a_state_arrives() {
     let mut source = rig(Migration { state_dirty_rate: 1 << 20, ..full() });
     source.pwrite(3, 8, &7_u32.to_le_bytes()).unwrap();
+    source.cfg_write(0x3c, 1, 0x55);
     let file = open(&mut source, PRE_COPY);
     let mut state = take(&mut source, file, 1 << 20);
     pass(&source, 2);
@@ -391,6 +394,9 @@ fn a_state_arrives() {
         }
         assert_eq!(set(&mut target, RUNNING), Ok(-1));
         assert_eq!(target.pread(3, 8, 4).unwrap(), 7_u32.to_le_bytes());
+        // MIG-077: configuration space is the user's to move.
+        assert_eq!(target.cfg(pci::cap::COMMAND, 2) & 4, 4);
+        assert_ne!(target.cfg(0x3c, 1), 0x55);
         // The same memory: what it saves at once is the same.
         let again = open(&mut target, STOP_COPY);
         let copy = drain(&mut target, again, 1 << 16);
@@ -499,8 +505,8 @@ fn arcs_fail_on_demand() {
     }
 }
 
-/// Streams that break, end early, or are refused; and a slow one, whose reader
-/// waits.
+/// MIG-029: streams that break, end early, or are refused; and a slow one, whose
+/// reader waits for what is not there yet.
 #[test]
 fn streams_fail_on_demand() {
     let mut source = rig(full());
@@ -541,7 +547,7 @@ fn streams_fail_on_demand() {
     assert_eq!(write(&mut target, resuming, &cut[64..]), Err(Errno::EIO));
 }
 
-/// MIG-046, MIG-047, MIG-049: in RUNNING_P2P the device answers and starts
+/// MIG-046, MIG-047, MIG-049, MIG-100: in RUNNING_P2P the device answers and starts
 /// nothing; in STOP loads give zeros, stores are dropped, and it gets no turn.
 #[test]
 fn what_a_state_allows() {
@@ -553,7 +559,7 @@ fn what_a_state_allows() {
         rig.asked()
     };
     assert_eq!(turn(&mut rig), [Asked::Turn(Activity::Running)]);
-    set(&mut rig, RUNNING_P2P).unwrap();
+    assert_eq!(set(&mut rig, RUNNING_P2P), Ok(-1), "no descriptor, and it is drained");
     assert_eq!(turn(&mut rig), [Asked::Turn(Activity::Quiesced)]);
     rig.pwrite(3, 12, &6_u32.to_le_bytes()).unwrap();
     assert_eq!(rig.pread(3, 8, 4).unwrap(), 5_u32.to_le_bytes());
@@ -586,6 +592,20 @@ fn a_weaker_device_clears_bus_mastering() {
     set(&mut rig, RUNNING_P2P).unwrap();
     rig.ioctl(request::RESET, 0).unwrap();
     assert!(rig.endpoint().requester.is_bus_master());
+}
+
+/// MIG-076: in every state the host can ask for the device, and waits.
+#[test]
+fn the_host_asks_for_the_device() {
+    let mut rig = rig(full());
+    let (fd, event) = rig.event();
+    rig.bind_fds(4, 0, &[fd]).unwrap();
+    for state in [STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P] {
+        rig.ioctl(request::RESET, 0).unwrap();
+        set(&mut rig, state).unwrap();
+        assert!(rig.lab.vfio.request_release(ADDRESS));
+        assert_eq!((event.take(), get(&mut rig), rig.lab.vfio.is_open(ADDRESS)), (1, state, true));
+    }
 }
 
 /// MIG-045: the size of what STOP_COPY would give, in any state.
