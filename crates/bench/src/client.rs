@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use uapi::vfio::{container, device, group, type1};
 
 use crate::iommufd::client::{Iommufd, Kind};
+use crate::resets::Card;
 
 /// The word on the command line that makes this program a client.
 pub(crate) const WORD: &str = "client";
@@ -34,6 +35,8 @@ pub(crate) const IOMMUFD_TEST: &str = "iommufd-test";
 pub(crate) const IOMMUFD_FLOOR: &str = "iommufd-floor";
 /// A client that answers page requests.
 pub(crate) const FAULTS: &str = "faults";
+/// A client that has a card of eight functions open.
+pub(crate) const RESETS: &str = "resets";
 /// A program with memory that others look at.
 pub(crate) const MEMORY: &str = "memory";
 
@@ -49,6 +52,8 @@ pub(crate) const CONFIG: &str = "config";
 pub(crate) const PAIR: &str = "pair";
 /// Maps this many pages, once; the pairs take place among them.
 pub(crate) const FILL: &str = "fill";
+/// `VFIO_DEVICE_PCI_HOT_RESET` of the card.
+pub(crate) const HOT_RESET: &str = "hot-reset";
 /// Address of private memory.
 pub(crate) const PRIVATE: &str = "private";
 /// Address of shared memory.
@@ -102,6 +107,7 @@ fn open(kind: &str) -> Result<Box<dyn Orders>> {
         IOMMUFD_TEST => Box::new(Iommufd::open(Kind::Mock)?),
         IOMMUFD_FLOOR => Box::new(Iommufd::open(Kind::Floor)?),
         FAULTS => Box::new(crate::faults::Faults::open()?),
+        RESETS => Box::new(Card::open()?),
         MEMORY => Box::new(Memory::new()?),
         _ => bail!("no client is called {kind}"),
     })

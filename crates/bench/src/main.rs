@@ -28,6 +28,8 @@ mod iommufd;
 mod maps;
 mod process;
 mod qemu;
+mod recovery;
+mod resets;
 mod start;
 mod table;
 mod timing;
@@ -40,7 +42,7 @@ use table::Table;
 /// Measures the rows of one group.
 type Group = fn(&mut Table);
 
-const GROUPS: [(&str, Group); 11] = [
+const GROUPS: [(&str, Group); 12] = [
     ("calls", calls::rows),
     ("maps", maps::rows),
     ("translation", translation::rows),
@@ -49,6 +51,7 @@ const GROUPS: [(&str, Group); 11] = [
     ("copies", copies::rows),
     ("dsa", accelerator::rows),
     ("faults", faults::rows),
+    ("recovery", recovery::rows),
     ("qemu", qemu::rows),
     ("idle", idle::rows),
     ("start", start::rows),
