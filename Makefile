@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/build/tools/bin:$(PATH)
 SEEDS ?= 1000
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo demo-aer demo-migration test build lint fmt doc install bench conformance sim fuzz miri
+.PHONY: help demo demo-aer demo-migration demo-vdpa test build lint fmt doc install bench conformance sim fuzz miri
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -23,6 +23,9 @@ demo-migration: ## a guest moves between two QEMUs; its device's states drawn
 	@cargo build --quiet -p vfuse
 	@cargo run --quiet -p vfuse-programs --example migration
 
+demo-vdpa: ## what becomes of a vDPA device's mappings at a reset
+	@scripts/demo-vdpa
+
 test: install build lint ## everything that CI runs; the last line counts the tests
 	cargo test --workspace --doc --quiet
 	@rm -rf $(TARGET_DIR)/selftests target/nextest
@@ -39,7 +42,7 @@ lint: ## format, clippy, documentation, licences, scripts
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	cargo deny --log-level error check licenses bans sources
-	shellcheck -x scripts/install scripts/selftests scripts/guest scripts/guest-init scripts/clean-root scripts/demo scripts/demo-aer .ci/run
+	shellcheck -x scripts/install scripts/selftests scripts/guest scripts/guest-init scripts/clean-root scripts/demo scripts/demo-aer scripts/demo-vdpa .ci/run
 
 fmt: ## format the source
 	cargo fmt

@@ -27,6 +27,7 @@ mod lab;
 mod nvme;
 mod regions;
 mod sysfs;
+mod vdpa;
 mod virtio;
 mod wire;
 mod world;
@@ -58,6 +59,7 @@ pub const TARGETS: [Target; 14] = [
     Target { name: "intercept", run: intercept::fuzzing::decode, seeds: intercepted::seeds },
     Target { name: "aer", run: aer::run, seeds: aer::seeds },
     Target { name: "virtio", run: virtio::run, seeds: virtio::seeds },
+    Target { name: "vdpa", run: vdpa::run, seeds: vdpa::seeds },
 ];
 
 /// The target of a name.

@@ -83,4 +83,4 @@ macro_rules! targets {
         }
     };
 }
-targets!(container, device, regions, iommufd, faults, nvme, ioat, dsa, lab, sysfs, fabric, intercept, aer, virtio);
+targets!(container, device, regions, iommufd, faults, nvme, ioat, dsa, lab, sysfs, fabric, intercept, aer, virtio, vdpa);

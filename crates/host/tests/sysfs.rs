@@ -419,3 +419,37 @@ fn resetting_a_bus_takes_a_capability() {
     client.capabilities.borrow_mut().push(caller::Capability::SysAdmin);
     assert_eq!(host.may_store(&below, &client), Ok(()));
 }
+
+/// VDPA-1.1, VDPA-1.3, VDPA-1.7, VDPA-1.9, VDPA-9.3, VDPA-9.4, VDPA-10.3, VNET-6.9: the
+/// lab's vdpa devices, and one that comes and goes.
+#[test]
+fn vdpa_devices_have_nodes() {
+    let lab = Lab::parse("lab", "[[vdpa]]\nmodel = \"net\"\n[[vdpa]]\nmodel = \"blk\"\nname = \"disk\"\n").unwrap();
+    let mut host = host::Host::new(lab, SimPlatform::new(1), Box::new(SimStorage)).unwrap();
+    let node = |host: &host::Host, path: &str| host.tree().get(path).cloned();
+    assert_eq!(node(&host, "/dev/vhost-vdpa-1"), Some(Entry::Device(Node::VhostVdpa(1))));
+    let link = node(&host, "/sys/bus/vdpa/devices/disk");
+    assert_eq!(link, Some(Entry::Link("../../../devices/vdpasim_blk/disk".into())));
+    assert!(node(&host, "/sys/devices/vdpasim_net/vdpa0/vhost-vdpa-0/dev").is_some());
+    let devices = host.vdpa_devices();
+    assert_eq!((devices[1].kind.as_str(), devices[1].max_vqs, devices[1].max_vq_size), ("network", 3, 256));
+    assert_eq!((devices[0].kind.as_str(), devices[0].mgmtdev.as_str()), ("block", "vdpasim_blk"));
+    // vdpa_sim's disk has 0x40000 sectors.
+    assert_eq!(host.vdpa_config("disk").unwrap().capacity, Some(0x40000));
+
+    let client = caller::testing::Client::new(1);
+    let file = host.open(Node::VhostVdpa(0), &client).unwrap();
+    assert_eq!(host.open(Node::VhostVdpa(0), &client), Err(Errno::EBUSY));
+    assert_eq!(host.read(file, 0, 0x1000_0000, 8, &client), Err(Errno::EINVAL));
+    assert_eq!(host.mmap(file, 0, 4096, true, false), Err(Errno::EINVAL));
+    assert_eq!(host.map_doorbell(file, 0, 4096, true, false), Err(Errno::from_raw(524)), "programs go on with the eventfd");
+
+    let generation = host.generation();
+    assert_eq!(host.vdpa_add("blk,name=more,size=1M"), Ok("more".into()));
+    assert!(host.vdpa_add("blk,name=more").is_err_and(|error| error.to_string() == "more: EEXIST"));
+    assert!(host.generation() > generation && node(&host, "/dev/vhost-vdpa-2").is_some());
+    assert_eq!((host.vdpa_delete("more"), host.vdpa_delete("vdpa0")), (Ok(false), Ok(true)));
+    assert!(node(&host, "/dev/vhost-vdpa-0").is_none() && host.vdpa_exists("vdpa0"));
+    host.release(file);
+    assert!(!host.vdpa_exists("vdpa0"));
+}

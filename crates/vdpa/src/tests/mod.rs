@@ -5,6 +5,7 @@ mod accounts;
 mod backend;
 mod bus;
 mod messages;
+mod model;
 mod node;
 mod programs;
 mod reset;

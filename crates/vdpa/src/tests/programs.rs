@@ -363,3 +363,25 @@ fn a_queue_can_be_taken_back() {
     bench.bind(request::SET_VRING_KICK, 0, -1).unwrap();
     assert_eq!(kick.take(), 1, "the next user finds it signalled");
 }
+
+/// VNET-2.5: QEMU migrates with shadow rings: the control queue's buffers come
+/// into address space 0 after the reset, without SET_GROUP_ASID.
+#[test]
+fn qemu_migrates_with_shadow_rings() {
+    let mut bench = owned(&Parent::Sim.spec(), false);
+    bench.ack(0x1e);
+    bench.negotiate();
+    bench.ring(request::VDPA_SET_GROUP_ASID, 1, 1).unwrap();
+    bench.update(1, 0x1000, 0x1000, SHARED).unwrap();
+    bench.set_status(0xf).unwrap();
+    bench.ioctl(request::VDPA_SUSPEND, 0).unwrap();
+    bench.invalidate(1, 0x1000, 0x1000).unwrap();
+    bench.set_status(0).unwrap();
+    bench.negotiate();
+    bench.update(0, 0x1000, 0x2000, SHARED + 0x10000).unwrap();
+    bench.update(0, 0x8000, 0x1000, SHARED).unwrap();
+    bench.set_ring(2, 0x1000);
+    bench.set_status(0xf).unwrap();
+    bench.ring(request::VDPA_SET_VRING_ENABLE, 2, 1).unwrap();
+    assert!(io(&bench, SHARED + 0x10000, 0x8000), "the group looks into address space 0 again");
+}
