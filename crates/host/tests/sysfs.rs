@@ -442,7 +442,11 @@ fn vdpa_devices_have_nodes() {
     assert_eq!(host.open(Node::VhostVdpa(0), &client), Err(Errno::EBUSY));
     assert_eq!(host.read(file, 0, 0x1000_0000, 8, &client), Err(Errno::EINVAL));
     assert_eq!(host.mmap(file, 0, 4096, true, false), Err(Errno::EINVAL));
-    assert_eq!(host.map_doorbell(file, 0, 4096, true, false), Err(Errno::from_raw(524)), "programs go on with the eventfd");
+    assert_eq!(
+        host.map_doorbell(file, 0, 4096, true, false),
+        Err(Errno::from_raw(524)),
+        "programs go on with the eventfd"
+    );
 
     let generation = host.generation();
     assert_eq!(host.vdpa_add("blk,name=more,size=1M"), Ok("more".into()));
