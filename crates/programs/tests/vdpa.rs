@@ -51,7 +51,7 @@ const SERVER: &str = "
 #[test]
 fn qemu_net_on_a_tap_interface() {
     const ROUNDS: usize = 10;
-    const MEGABYTES: usize = 100;
+    const MEGABYTES: usize = 20;
     let script = format!(
         "for m in failover net_failover virtio_net; do insmod /lib/modules/$m.ko; done
         for round in $(seq {ROUNDS}); do
