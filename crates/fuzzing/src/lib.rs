@@ -44,7 +44,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "container", run: container::run, seeds: container::seeds },
     Target { name: "device", run: device::run, seeds: device::seeds },
     Target { name: "regions", run: regions::run, seeds: regions::seeds },

@@ -83,4 +83,6 @@ macro_rules! targets {
         }
     };
 }
-targets!(container, device, regions, iommufd, faults, nvme, ioat, dsa, lab, sysfs, fabric, intercept, aer, virtio, vdpa);
+targets!(
+    container, device, regions, iommufd, faults, nvme, ioat, dsa, lab, sysfs, fabric, intercept, aer, virtio, vdpa
+);
