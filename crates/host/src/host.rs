@@ -313,7 +313,8 @@ impl Host {
             }
             Some(FileKind::Iommufd | FileKind::IommufdObject) => self.iommufd.release(file),
             Some(FileKind::VhostVdpa) => {
-                if self.vdpa.vdpa.release(file) {
+                let freed = self.vdpa.vdpa.release(file);
+                if freed {
                     self.changed();
                 }
             }
