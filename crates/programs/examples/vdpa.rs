@@ -20,7 +20,7 @@ const SIZE: usize = 64 << 10;
 
 fn ioctl<T>(node: &File, number: u32, arg: &mut T) -> std::io::Result<()> {
     // SAFETY: `arg` is as large as the number says, and lives over the call.
-    let result = unsafe { libc::ioctl(node.as_raw_fd(), number as libc::Ioctl, std::ptr::from_mut(arg)) };
+    let result = unsafe { libc::ioctl(node.as_raw_fd(), libc::Ioctl::from(number), std::ptr::from_mut(arg)) };
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
