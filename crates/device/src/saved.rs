@@ -268,8 +268,15 @@ mod tests {
     #[test]
     fn what_was_put_is_taken() {
         let mut writer = Writer::new();
-        (writer.u8(1), writer.u16(2), writer.u32(3), writer.u64(4), writer.u128(5));
-        (writer.flag(true), writer.option(None), writer.option(Some(6)), writer.bytes(b"seven"));
+        writer.u8(1);
+        writer.u16(2);
+        writer.u32(3);
+        writer.u64(4);
+        writer.u128(5);
+        writer.flag(true);
+        writer.option(None);
+        writer.option(Some(6));
+        writer.bytes(b"seven");
         let bytes = writer.finish();
         let mut reader = Reader::new(&bytes);
         assert_eq!((reader.u8(), reader.u16(), reader.u32()), (Ok(1), Ok(2), Ok(3)));

@@ -352,8 +352,8 @@ impl Paging {
     }
 
     fn answer(&mut self, cookie: u32, code: u32) {
-        match self.faults.write(PageAnswer { cookie, code }.as_bytes()) {
-            Ok(_) => self.counts.answers += 1,
+        match self.faults.write_all(PageAnswer { cookie, code }.as_bytes()) {
+            Ok(()) => self.counts.answers += 1,
             Err(_) => self.counts.dropped += 1,
         }
     }

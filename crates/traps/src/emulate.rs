@@ -230,7 +230,7 @@ mod tests {
         let mut padded = [0x90; 32];
         padded[..code.len()].copy_from_slice(code);
         // Each test has a place of its own.
-        let at = AT + file.as_raw_fd() as i64 * PAGE as i64;
+        let at = AT + i64::from(file.as_raw_fd()) * PAGE as i64;
         context.registers[c::RIP] = padded.as_ptr() as i64;
         context.registers[c::GENERAL[3]] = at + 0x10;
         set(&mut context);
