@@ -159,25 +159,31 @@ fn serve(listener: OwnedFd, thorough: bool) {
             return;
         }
         if thorough && c_long::from(call.nr) == libc::SYS_ioctl {
-            extra(&call, &mut maps);
+            look(&call, &mut maps);
         }
-        let mut answer = Answer { id: call.id, val: answer(&call, &mut bitmap), error: 0, flags: 0 };
+        let mut answer = Answer { id: call.id, val: answer(&call, &mut bitmap, thorough), error: 0, flags: 0 };
         // SAFETY: SEND reads one structure of this size.
         unsafe { libc::ioctl(fd, SEND, &raw mut answer) };
     }
 }
 
 /// Copies what the real answer would copy; the value to return.
-fn answer(call: &Notification, bitmap: &mut [u8]) -> i64 {
+fn answer(call: &Notification, bitmap: &mut [u8], thorough: bool) -> i64 {
     if c_long::from(call.nr) == libc::SYS_pread64 {
         copy(call, call.args[1], 4, Way::To);
         return 4;
     }
     match call.args[1] as u32 {
         container::CHECK_EXTENSION => return 1,
-        // One copy for each; what is removed is not written back.
+        // One copy for each; what is removed is written back by the thorough one.
         type1::MAP_DMA => copy(call, call.args[2], size_of::<type1::DmaMap>(), Way::From),
-        type1::UNMAP_DMA => copy(call, call.args[2], size_of::<type1::DmaUnmap>(), Way::From),
+        type1::UNMAP_DMA => {
+            let mut unmap = [0u64; size_of::<type1::DmaUnmap>() / 8];
+            transfer(call, call.args[2], unmap.as_mut_bytes(), Way::From);
+            if thorough {
+                transfer(call, call.args[2], unmap.as_mut_bytes(), Way::To);
+            }
+        }
         IoasMap::REQUEST => copy(call, call.args[2], size_of::<IoasMap>(), Way::From),
         IoasUnmap::REQUEST => copy(call, call.args[2], size_of::<IoasUnmap>(), Way::From),
         HwptGetDirtyBitmap::REQUEST => {
@@ -196,26 +202,22 @@ fn answer(call: &Notification, bitmap: &mut [u8]) -> i64 {
     0
 }
 
-/// What a mapping and its removal take besides.
-fn extra(call: &Notification, maps: &mut Option<File>) {
+/// Asks what is mapped where, for a mapping.
+fn look(call: &Notification, maps: &mut Option<File>) {
     const PROCMAP_QUERY: libc::Ioctl = libc::_IOWR::<[u64; 13]>('f' as u32, 17);
-    match call.args[1] as u32 {
-        type1::MAP_DMA => {
-            let Some(maps) = maps.as_ref() else {
-                *maps = File::open(format!("/proc/{}/maps", call.pid)).ok();
-                return;
-            };
-            // Size, flags and address; the argument lies in mapped memory, too.
-            let mut query = [0u64; 13];
-            (query[0], query[2]) = (size_of_val(&query) as u64, call.args[2]);
-            // SAFETY: PROCMAP_QUERY reads and writes a structure of the size given in it.
-            unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, query.as_mut_ptr()) };
-            std::hint::black_box(&query);
-        }
-        // The client gets zeros for what it is about to forget.
-        type1::UNMAP_DMA => copy(call, call.args[2], size_of::<type1::DmaUnmap>(), Way::To),
-        _ => {}
+    if call.args[1] as u32 != type1::MAP_DMA {
+        return;
     }
+    let Some(maps) = maps.as_ref() else {
+        *maps = File::open(format!("/proc/{}/maps", call.pid)).ok();
+        return;
+    };
+    // Size, flags and address; the argument lies in mapped memory, too.
+    let mut query = [0u64; 13];
+    (query[0], query[2]) = (size_of_val(&query) as u64, call.args[2]);
+    // SAFETY: PROCMAP_QUERY reads and writes a structure of the size given in it.
+    unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, query.as_mut_ptr()) };
+    std::hint::black_box(&query);
 }
 
 /// Seen from here.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The pretend kernel itself: open files and who serves them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use caller::{Caller, FileId, FileIds, Parking, Platform, ProcessId, Reply, Ticket, Wait, Wake, WatchId};
@@ -55,7 +55,8 @@ pub struct Host {
     pub(crate) drivers: Drivers,
     pub(crate) storage: Box<dyn Storage>,
     platform: Arc<dyn Platform>,
-    files: HashMap<FileId, FileKind>,
+    /// Looked into at each call; few, so a tree finds one sooner than a hash.
+    files: BTreeMap<FileId, FileKind>,
     ids: FileIds,
     pub(crate) parking: Parking,
     pub(crate) removals: Removals,
@@ -103,7 +104,7 @@ impl Host {
             drivers,
             storage,
             platform,
-            files: HashMap::new(),
+            files: BTreeMap::new(),
             ids: FileIds::default(),
             parking: Parking::default(),
             removals: Removals::new(),

@@ -11,6 +11,8 @@
 //! them (`supervisor`, `calls`, `opens`, `paths`), and another sees to
 //! everything else: ends of processes, closed files, signals (`side`,
 //! `signals`). The run is over when no process is left that has the filter.
+//! A library that is to be loaded into the program lies in a directory of the
+//! run (`preload`).
 //!
 //! # How the program sees files that do not exist
 //! | way in | the fake tree | needs |
