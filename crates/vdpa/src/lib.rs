@@ -4,7 +4,7 @@
 //!
 //! # How it is built
 //!
-//! A device of the bus is a [`device::VirtioEndpoint`] behind a parent: the
+//! A device of the bus is a `device::virtio::VirtioEndpoint` behind a parent: the
 //! driver that Linux would have for it. Parents differ in how mappings reach
 //! the device and in what a reset does to them; [`ParentSpec`] says how, and
 //! `parent` does it. `open` is an open node: its requests in the order of

@@ -72,7 +72,7 @@ pub(crate) enum VdpaCommand {
 pub(crate) enum VdpaDevCommand {
     /// Add a device.
     Add {
-        /// MODEL[,name=NAME][,key=value]..., as for `vfuse run --vdpa`.
+        /// `MODEL[,name=NAME][,key=value]...`, as for `vfuse run --vdpa`.
         device: String,
         /// The control socket of the lab.
         #[arg(long, value_name = "SOCKET")]
