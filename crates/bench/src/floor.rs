@@ -6,8 +6,8 @@
 //! between the two processes as many bytes as the real answer has, and sends
 //! the answer. The thorough one also makes the two calls without which the
 //! answers to a mapping and its removal could not be Linux's: what the program
-//! has mapped there, and the structure written back. Supervisor and client are not pinned and sleep while it is the
-//! other's turn, as under `vfuse run`.
+//! has mapped there, and the structure written back. Supervisor and client are
+//! not pinned and sleep while it is the other's turn, as under `vfuse run`.
 #![allow(unsafe_code)] // seccomp, and a closure between fork and exec
 
 use std::fs::File;
@@ -175,17 +175,11 @@ fn answer(call: &Notification, bitmap: &mut [u8], thorough: bool) -> i64 {
     }
     match call.args[1] as u32 {
         container::CHECK_EXTENSION => return 1,
-        // One copy for each; what is removed is written back by the thorough one.
+        // One copy for each; what Linux writes back the thorough one does, too.
         type1::MAP_DMA => copy(call, call.args[2], size_of::<type1::DmaMap>(), Way::From),
-        type1::UNMAP_DMA => {
-            let mut unmap = [0u64; size_of::<type1::DmaUnmap>() / 8];
-            transfer(call, call.args[2], unmap.as_mut_bytes(), Way::From);
-            if thorough {
-                transfer(call, call.args[2], unmap.as_mut_bytes(), Way::To);
-            }
-        }
-        IoasMap::REQUEST => copy(call, call.args[2], size_of::<IoasMap>(), Way::From),
-        IoasUnmap::REQUEST => copy(call, call.args[2], size_of::<IoasUnmap>(), Way::From),
+        type1::UNMAP_DMA => put_back(call, size_of::<type1::DmaUnmap>(), thorough),
+        IoasMap::REQUEST => put_back(call, size_of::<IoasMap>(), thorough),
+        IoasUnmap::REQUEST => put_back(call, size_of::<IoasUnmap>(), thorough),
         HwptGetDirtyBitmap::REQUEST => {
             let mut get = [0u64; size_of::<HwptGetDirtyBitmap>() / 8];
             transfer(call, call.args[2], get.as_mut_bytes(), Way::From);
@@ -205,7 +199,7 @@ fn answer(call: &Notification, bitmap: &mut [u8], thorough: bool) -> i64 {
 /// Asks what is mapped where, for a mapping.
 fn look(call: &Notification, maps: &mut Option<File>) {
     const PROCMAP_QUERY: libc::Ioctl = libc::_IOWR::<[u64; 13]>('f' as u32, 17);
-    if call.args[1] as u32 != type1::MAP_DMA {
+    if !matches!(call.args[1] as u32, type1::MAP_DMA | IoasMap::REQUEST) {
         return;
     }
     let Some(maps) = maps.as_ref() else {
@@ -218,6 +212,16 @@ fn look(call: &Notification, maps: &mut Option<File>) {
     // SAFETY: PROCMAP_QUERY reads and writes a structure of the size given in it.
     unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, query.as_mut_ptr()) };
     std::hint::black_box(&query);
+}
+
+/// Reads a structure, and writes it back if asked to.
+fn put_back(call: &Notification, len: usize, back: bool) {
+    let mut own = [0u64; 8];
+    let own = &mut own.as_mut_bytes()[..len];
+    transfer(call, call.args[2], own, Way::From);
+    if back {
+        transfer(call, call.args[2], own, Way::To);
+    }
 }
 
 /// Seen from here.

@@ -20,6 +20,7 @@ mod device;
 mod dsa;
 mod fabric;
 mod faults;
+mod hwpt;
 mod intercepted;
 mod ioat;
 mod iommufd;
@@ -44,12 +45,13 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "container", run: container::run, seeds: container::seeds },
     Target { name: "device", run: device::run, seeds: device::seeds },
     Target { name: "regions", run: regions::run, seeds: regions::seeds },
     Target { name: "iommufd", run: iommufd::run, seeds: iommufd::seeds },
     Target { name: "faults", run: faults::run, seeds: faults::seeds },
+    Target { name: "hwpt", run: hwpt::run, seeds: hwpt::seeds },
     Target { name: "nvme", run: nvme::run, seeds: nvme::seeds },
     Target { name: "ioat", run: ioat::run, seeds: ioat::seeds },
     Target { name: "dsa", run: dsa::run, seeds: dsa::seeds },

@@ -84,5 +84,6 @@ macro_rules! targets {
     };
 }
 targets!(
-    container, device, regions, iommufd, faults, nvme, ioat, dsa, lab, sysfs, fabric, intercept, aer, virtio, vdpa
+    container, device, regions, iommufd, faults, hwpt, nvme, ioat, dsa, lab, sysfs, fabric, intercept, aer, virtio,
+    vdpa
 );

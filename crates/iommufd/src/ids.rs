@@ -64,8 +64,8 @@ impl Ids {
         Ids { slots: BTreeMap::new(), lowest: 1, budget }
     }
 
-    /// The lowest free id becomes the object's (IOMMUFD-2.1); `ENOSPC` if there
-    /// is none, `ENOMEM`. A command that fails afterwards [`remove`](Self::remove)s it.
+    /// The lowest free id becomes the object's (IOMMUFD-2.1); `EBUSY` if there
+    /// is none, as Linux's `xa_alloc`, and `ENOMEM`. A command that fails afterwards [`remove`](Self::remove)s it.
     pub(crate) fn add(&mut self, kind: Kind) -> Result<ObjectId, Errno> {
         let mut id = self.lowest;
         for taken in self.slots.range(id..).map(|(taken, _)| *taken) {
@@ -75,7 +75,7 @@ impl Ids {
             id += 1;
         }
         if id > MAX {
-            return Err(Errno::ENOSPC);
+            return Err(Errno::EBUSY);
         }
         self.budget.take(OBJECT)?;
         self.slots.insert(id, Slot::Live { kind, users: 0 });
@@ -174,5 +174,20 @@ mod tests {
         );
         assert_eq!(ids.expect(4, Kind::Fault), Err(Errno::ENOENT));
         assert_eq!(ids.expect(4, Kind::Ioas), Ok(ObjectId(4)));
+    }
+
+    /// IOMMUFD-2.1: the last id is 2^31 - 1, and there is none behind it.
+    #[test]
+    fn ids_are_exhausted() {
+        let mut ids = Ids::new(Budget::new(100 * OBJECT));
+        ids.lowest = MAX;
+        assert_eq!(ids.add(Kind::Ioas), Ok(ObjectId(i32::MAX as u32)));
+        for _ in 0..2 {
+            assert_eq!(ids.add(Kind::Ioas), Err(Errno::EBUSY));
+        }
+        ids.remove(ObjectId(MAX));
+        assert_eq!(ids.add(Kind::Fault), Ok(ObjectId(MAX)));
+        ids.bury(ObjectId(MAX));
+        assert_eq!(ids.add(Kind::Fault), Err(Errno::EBUSY), "a tombstone is taken");
     }
 }
