@@ -69,7 +69,10 @@ fn clone(client: &Result<RefCell<Client>>) -> Result<&RefCell<Client>> {
 }
 
 fn start(devices: u64) -> Result<Client> {
-    let keys: Vec<String> = (1..=devices).map(|bus| format!("dsa,addr={bus:02x}:00.0,queues=1,entries=512")).collect();
+    // Eight functions behind a port: bus 0 has no room for a port for each.
+    let address = |n: u64| format!("{:02x}:00.{}", 1 + n / 8, n % 8);
+    let keys: Vec<String> =
+        (0..devices).map(|n| format!("dsa,addr={},acs=true,queues=1,entries=512", address(n))).collect();
     let mut command = vfuse_run(keys.iter().flat_map(|keys| ["--device", keys]))?;
     command.arg(std::env::current_exe()?).args([client::WORD, client::FAULTS]);
     Client::start(command)

@@ -85,7 +85,7 @@ fn main() {
             events.push(json!({ "ph": "X", "name": to, "cat": device, "pid": number, "tid": 1, "ts": ts, "dur": dur }));
         }
     }
-    let path = "migration-trace.json";
+    let path = "build/migration-trace.json";
     let written = fs::write(path, json!({ "traceEvents": events }).to_string());
     println!(
         "\n4. The same for Perfetto (https://ui.perfetto.dev): {path} {}",
