@@ -65,7 +65,7 @@ const PAGE: u64 = 4096;
 /// Where mappings start, for devices.
 const IOVA: u64 = 1 << 32;
 /// One page of so many is left free among the mappings.
-const STRIDE: u64 = 64;
+pub(crate) const STRIDE: u64 = 64;
 /// Memory to look at, of each kind.
 pub(crate) const LOOKED_AT: usize = 64 << 20;
 
@@ -184,9 +184,7 @@ impl Vfio {
     }
 
     fn pair(&mut self) -> Result<()> {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let hole = ((u128::from(self.random) * u128::from(self.holes)) >> 64) as u64;
-        let page = hole * STRIDE + STRIDE - 1;
+        let page = free_page(&mut self.random, self.holes);
         self.map(page)?;
         self.unmap(page)
     }
@@ -237,6 +235,14 @@ impl Orders for Vfio {
         }
         crate::timing::each(count, |_| one())
     }
+}
+
+/// A page at random of those that a client leaves unmapped: the last of each
+/// [`STRIDE`].
+pub(crate) fn free_page(random: &mut u64, holes: u64) -> u64 {
+    *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    let hole = ((u128::from(*random) * u128::from(holes)) >> 64) as u64;
+    hole * STRIDE + STRIDE - 1
 }
 
 fn region_info(device: &OwnedFd) -> Result<device::RegionInfo> {

@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 pub struct Live {
     child: Child,
     output: PathBuf,
+    /// Printed, too, if something that is waited for does not come.
+    also: Option<PathBuf>,
     shown: String,
     deadline: Instant,
 }
@@ -36,13 +38,18 @@ impl Live {
         let also = file.try_clone().expect("a file can be shared");
         command.stdin(Stdio::null()).stdout(file).stderr(also).process_group(0);
         let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {shown}: {e}"));
-        Live { child, output, shown, deadline: Instant::now() + limit }
+        Live { child, output, also: None, shown, deadline: Instant::now() + limit }
+    }
+
+    /// Shows this file, too, if something that is waited for does not come.
+    pub(crate) fn show(&mut self, file: PathBuf) {
+        self.also = Some(file);
     }
 
     /// What it has printed so far.
     #[must_use]
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.output).unwrap_or_default()).replace('\r', "")
+        text(&self.output)
     }
 
     /// A file beside its output, if it is there.
@@ -77,15 +84,27 @@ impl Live {
     #[track_caller]
     pub fn wait_for(&mut self, what: &str, mut is: impl FnMut(&Live) -> bool) {
         loop {
-            let ended = self.child.try_wait().expect("our own child");
+            let ended = self.ended();
             if is(self) {
                 return;
             }
-            let text = self.text();
-            assert!(ended.is_none(), "{} ended with {ended:?} before {what:?}:\n{text}", self.shown);
-            assert!(Instant::now() < self.deadline, "{}: no {what:?} in time:\n{text}", self.shown);
-            thread::sleep(Duration::from_millis(20));
+            self.pause(what, ended);
         }
+    }
+
+    /// How it has ended, if it has. Asked before each look: what is printed
+    /// last still counts.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child")
+    }
+
+    /// Until the next look at what is waited for.
+    #[track_caller]
+    pub(crate) fn pause(&self, what: &str, ended: Option<ExitStatus>) {
+        let said = || self.also.iter().chain([&self.output]).map(|file| text(file)).collect::<String>();
+        assert!(ended.is_none(), "{} ended with {ended:?} before {what:?}:\n{}", self.shown, said());
+        assert!(Instant::now() < self.deadline, "{}: no {what:?} in time:\n{}", self.shown, said());
+        thread::sleep(Duration::from_millis(20));
     }
 
     /// Waits for its end.
@@ -95,7 +114,7 @@ impl Live {
     #[track_caller]
     pub fn end(mut self) -> (ExitStatus, String) {
         loop {
-            if let Some(status) = self.child.try_wait().expect("our own child") {
+            if let Some(status) = self.ended() {
                 return (status, self.text());
             }
             assert!(Instant::now() < self.deadline, "{} does not end:\n{}", self.shown, self.text());
@@ -111,6 +130,11 @@ impl Drop for Live {
             let _ = self.child.wait();
         }
     }
+}
+
+/// What a program has written, as lines.
+pub(crate) fn text(file: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).replace('\r', "")
 }
 
 /// QEMU's monitor (QMP).
@@ -143,7 +167,15 @@ impl Monitor {
     /// # Panics
     /// If it fails.
     pub fn run(&mut self, command: &str) -> Value {
-        writeln!(self.0.get_mut(), "{}", json!({ "execute": command })).expect("QEMU runs");
+        self.tell(command, &json!({}))
+    }
+
+    /// Runs a command; what it returns.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn tell(&mut self, command: &str, arguments: &Value) -> Value {
+        writeln!(self.0.get_mut(), "{}", json!({ "execute": command, "arguments": arguments })).expect("QEMU runs");
         loop {
             let mut line = self.line();
             if let Some(result) = line.get_mut("return") {

@@ -3,73 +3,47 @@
 //! QMP.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
+use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
-use crate::{Guest, Vfuse};
+use crate::live::text;
+use crate::{Guest, Live, Monitor, Vfuse};
 
-/// How long one waits between two looks.
-const LOOK: Duration = Duration::from_millis(50);
+/// In which a machine has to do all that it is to do.
+const LIMIT: Duration = Duration::from_secs(280);
 
 /// A machine that runs; it is killed when dropped.
 #[derive(Debug)]
 pub struct Machine {
     /// The run that it is in.
     pub vfuse: Vfuse,
-    child: Child,
-    qmp: BufReader<UnixStream>,
-    limit: Duration,
+    live: Live,
+    monitor: Monitor,
 }
 
 impl Machine {
-    /// Starts a guest; the names of its files begin with `name`.
+    /// Starts a guest.
     ///
     /// # Panics
     /// If QEMU does not come up.
     #[must_use]
     pub fn start<S: AsRef<OsStr>>(vfuse: Vfuse, guest: Guest, options: impl IntoIterator<Item = S>) -> Machine {
-        let limit = Duration::from_secs(150);
         let (serial, socket) = (vfuse.place.write("serial", b""), vfuse.place.path("qmp"));
         let guest = guest
             .with(options)
             .with(["-serial", &format!("file:{}", serial.display())])
             .with(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
-        let output = File::create(vfuse.place.path("output")).expect("a file in our own place");
-        let also = output.try_clone().expect("a file can be shared");
-        let mut command = vfuse.command(guest.program());
-        command.stdin(Stdio::null()).stdout(also).stderr(output).process_group(0);
-        let mut child = command.spawn().expect("vfuse can be started");
-        let start = Instant::now();
-        let stream = loop {
-            if let Ok(stream) = UnixStream::connect(&socket) {
-                break stream;
-            }
-            let text = || fs::read_to_string(vfuse.place.path("output")).unwrap_or_default();
-            if let Ok(Some(status)) = child.try_wait() {
-                panic!("QEMU has ended ({status}): {}", text());
-            }
-            assert!(start.elapsed() < limit, "QEMU does not listen: {}", text());
-            thread::sleep(LOOK);
-        };
-        let mut machine = Machine { vfuse, child, qmp: BufReader::new(stream), limit };
-        machine.line();
-        machine.tell("qmp_capabilities", &json!({}));
-        machine
-    }
-
-    fn line(&mut self) -> Value {
-        let mut line = String::new();
-        self.qmp.read_line(&mut line).expect("QMP");
-        serde_json::from_str(&line).unwrap_or_else(|e| panic!("QMP said {line:?}: {e}; {}", self.output()))
+        let mut live = Live::start(vfuse.command(guest.program()), vfuse.place.path("output"), LIMIT);
+        live.show(serial);
+        let mut monitor = None;
+        live.wait_for("a monitor", |_| {
+            monitor = Monitor::connect(&socket);
+            monitor.is_some()
+        });
+        Machine { vfuse, live, monitor: monitor.expect("it was waited for") }
     }
 
     /// A QMP command; what it returns.
@@ -77,30 +51,19 @@ impl Machine {
     /// # Panics
     /// If it is refused.
     pub fn tell(&mut self, command: &str, arguments: &Value) -> Value {
-        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
-        self.qmp.get_mut().write_all(line.as_bytes()).expect("QMP");
-        loop {
-            let answer = self.line();
-            if let Some(error) = answer.get("error") {
-                panic!("{command}: {error}");
-            }
-            if let Some(value) = answer.get("return") {
-                return value.clone();
-            }
-        }
+        self.monitor.tell(command, arguments)
     }
 
     /// What the guest has written on its serial line.
     #[must_use]
     pub fn serial(&self) -> String {
-        let bytes = fs::read(self.vfuse.place.path("serial")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).replace('\r', "")
+        text(&self.vfuse.place.path("serial"))
     }
 
     /// What QEMU and vfuse have said.
     #[must_use]
     pub fn output(&self) -> String {
-        fs::read_to_string(self.vfuse.place.path("output")).unwrap_or_default()
+        self.live.text()
     }
 
     /// Waits until the guest has written this.
@@ -116,10 +79,12 @@ impl Machine {
     /// # Panics
     /// If it takes too long.
     pub fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Machine) -> bool) {
-        let start = Instant::now();
-        while !done(self) {
-            assert!(start.elapsed() < self.limit, "no {what}:\n{}\n{}", self.serial(), self.output());
-            thread::sleep(LOOK);
+        loop {
+            let ended = self.live.ended();
+            if done(self) {
+                return;
+            }
+            self.live.pause(what, ended);
         }
     }
 
@@ -180,11 +145,4 @@ pub fn arcs(trace: &PathBuf) -> Vec<(u64, String, String, String)> {
         (at, word(&event, "device"), word(&event, "from"), word(&event, "now"))
     })
     .collect()
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-        let _ = self.child.wait();
-    }
 }

@@ -20,7 +20,7 @@ use uapi::vfio::device;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::card::{self, Card};
-use crate::client::{Orders, ioctl, map, node, private};
+use crate::client::{Orders, STRIDE, free_page, ioctl, map, node, private};
 
 /// `IOMMU_IOAS_MAP` and `IOMMU_IOAS_UNMAP` of a page.
 pub(super) const PAIR: &str = "pair";
@@ -53,8 +53,6 @@ const SIZE: u64 = 16 * GIB;
 const CARD: u64 = 1 << 30;
 /// Bytes that stand behind all of the logged memory, again and again.
 const BEHIND: u64 = 64 * MIB;
-/// One page of so many is left free among the mappings.
-const STRIDE: u64 = 64;
 
 /// What a client is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,9 +152,7 @@ impl Iommufd {
     }
 
     fn pair(&mut self) -> Result<()> {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let hole = ((u128::from(self.random) * u128::from(self.holes)) >> 64) as u64;
-        let page = hole * STRIDE + STRIDE - 1;
+        let page = free_page(&mut self.random, self.holes);
         self.map(self.memory + page * PAGE, IOVA + page * PAGE, PAGE)?;
         self.unmap(IOVA + page * PAGE, PAGE)
     }

@@ -102,11 +102,16 @@ impl Bench {
 
     /// Turns until the device has nothing to do. Panics if it never ends.
     pub fn run(&self) {
-        for _ in 0..MAX_TURNS {
-            if self.turn() != Turn::Busy {
-                return;
-            }
-        }
-        panic!("the device is still busy after {MAX_TURNS} turns");
+        until_idle(|| self.turn());
     }
+}
+
+/// Turns until the device has nothing to do. Panics if it never ends.
+pub(super) fn until_idle(mut turn: impl FnMut() -> Turn) {
+    for _ in 0..MAX_TURNS {
+        if turn() != Turn::Busy {
+            return;
+        }
+    }
+    panic!("the device is still busy after {MAX_TURNS} turns");
 }

@@ -7,6 +7,7 @@ use device::virtio::{Latch, QueueState, VirtioDevice, VirtioEndpoint, feature, s
 use device::{Nanos, Steppable, Turn};
 use iommu::{AddressSpace, Mapping, Prot};
 
+use super::bench::until_idle;
 use super::virtio::DriverRing;
 use super::{CountedEvent, TestMemory};
 use crate::virtio::ring::Base;
@@ -31,9 +32,6 @@ pub struct VirtioBench {
     /// Where the next ring goes.
     next: u64,
 }
-
-/// Turns after which a device that is still busy counts as stuck.
-const MAX_TURNS: usize = 100_000;
 
 impl VirtioBench {
     /// Puts a device on the bench; of the features wanted the driver takes
@@ -112,12 +110,7 @@ impl VirtioBench {
 
     /// Turns until the device has nothing to do. Panics if it never ends.
     pub fn run(&self) {
-        for _ in 0..MAX_TURNS {
-            if self.turn() != Turn::Busy {
-                return;
-            }
-        }
-        panic!("the device is still busy after {MAX_TURNS} turns");
+        until_idle(|| self.turn());
     }
 
     /// Publishes, runs, and takes a buffer that must be used then: its id and
