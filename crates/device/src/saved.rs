@@ -218,9 +218,11 @@ impl<'a> Reader<'a> {
 
     /// Takes an optional number.
     pub fn option(&mut self) -> Result<Option<u64>, LoadError> {
-        let there = self.flag()?;
-        let value = self.u64()?;
-        Ok(there.then_some(value))
+        match (self.flag()?, self.u64()?) {
+            (true, value) => Ok(Some(value)),
+            (false, 0) => Ok(None),
+            (false, _) => Err(LoadError::Corrupt("a value that is not there")),
+        }
     }
 
     /// Takes a count of at most `most`.

@@ -174,6 +174,11 @@ mod tests {
             let spec = lab.devices.first().and_then(|device| device.migration.clone());
             assert_eq!(spec.map(|spec| (spec.p2p, spec.pre_copy, spec.dma_logging)), offers, "{driver}");
         }
+        for model in ["dsa", "ioat"] {
+            let mut lab = crate::Lab::default();
+            let keys = format!("{model},migration=pre-copy-p2p,state_size=1M");
+            assert_eq!(lab.add_device(&keys).map_err(|e| e.to_string()), Ok(()), "{model}");
+        }
         for wrong in ["state_size=1M", "migration=on", "migration=p2p,p2p_stop=never", "migration=p2p,state_size=65G"] {
             assert!(crate::Lab::default().add_device(&format!("nvme,{wrong}")).is_err(), "{wrong}");
         }

@@ -10,14 +10,14 @@ use super::spec::{CommandError, ResetType, State, cause, command, field, wqcfg};
 /// A command that waits for descriptors.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pending {
-    wait: Wait,
-    then: Then,
-    interrupt: bool,
+    pub(super) wait: Wait,
+    pub(super) then: Then,
+    pub(super) interrupt: bool,
 }
 
 /// What it waits for.
 #[derive(Clone, Copy, Debug)]
-enum Wait {
+pub(super) enum Wait {
     /// These queues, a bit each.
     Queues(u32),
     /// Descriptors with this PASID.
@@ -26,7 +26,7 @@ enum Wait {
 
 /// What is done then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
+pub(super) enum Then {
     Nothing,
     DisableQueues,
     DisableDevice,
@@ -181,6 +181,13 @@ impl Accelerator {
         if !io.dma.is_bus_master() {
             return Err(CommandError::BusMaster);
         }
+        self.check_device()?;
+        self.set_state(io, State::Enabled);
+        DONE
+    }
+
+    /// Whether the device can be enabled with this configuration.
+    pub(super) fn check_device(&self) -> Result<(), CommandError> {
         let sizes = (0..usize::from(self.config.queues)).map(|queue| self.wqcfg(queue, wqcfg::SIZE));
         if sizes.clone().sum::<u32>() > self.config.entries.into() {
             return Err(CommandError::TotalSize);
@@ -203,8 +210,7 @@ impl Accelerator {
         if sizes.enumerate().any(|(queue, size)| size > 0 && queues & 1 << queue == 0) {
             return Err(CommandError::NoGroup);
         }
-        self.set_state(io, State::Enabled);
-        DONE
+        Ok(())
     }
 
     fn enable_queue(&mut self, io: &Io<'_>, operand: u32) -> Result<Done, CommandError> {
@@ -216,6 +222,18 @@ impl Accelerator {
         if queue.enabled {
             return Err(CommandError::QueueEnabled);
         }
+        let size = self.check_queue(number)?;
+        if let Some(queue) = self.queues.get_mut(number) {
+            queue.enabled = true;
+            queue.size = size;
+            queue.next = 0;
+        }
+        self.show_queue(io, number);
+        DONE
+    }
+
+    /// Entries of a queue, if it can be enabled with its configuration.
+    pub(super) fn check_queue(&self, number: usize) -> Result<usize, CommandError> {
         let [size, mode, limits] = [wqcfg::SIZE, wqcfg::MODE, wqcfg::LIMITS].map(|word| self.wqcfg(number, word));
         if size == 0 {
             return Err(CommandError::QueueSize);
@@ -232,13 +250,7 @@ impl Accelerator {
         if field(limits, wqcfg::MAX_TRANSFER) > self.config.max_transfer.into() {
             return Err(CommandError::TransferSize);
         }
-        if let Some(queue) = self.queues.get_mut(number) {
-            queue.enabled = true;
-            queue.size = size as usize;
-            queue.next = 0;
-        }
-        self.show_queue(io, number);
-        DONE
+        Ok(size as usize)
     }
 
     fn abort_queues(&mut self, io: &Io<'_>, queues: u32) {

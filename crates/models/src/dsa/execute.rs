@@ -20,7 +20,7 @@ use super::spec::{
 };
 
 /// Descriptors of a batch read in one go.
-const FETCH: usize = 64;
+pub(super) const FETCH: usize = 64;
 /// Bytes of the longest of a batch's moves that is a quick one.
 const QUICK: u64 = 4096;
 
@@ -42,9 +42,9 @@ impl Budget {
 }
 
 /// What a queue's configuration says of its descriptors, read once a turn.
-struct Rules {
+pub(super) struct Rules {
     queue: usize,
-    limits: Limits,
+    pub(super) limits: Limits,
     pasid_enabled: bool,
     /// Descriptors may wait for pages.
     blocks: bool,
@@ -78,7 +78,7 @@ impl Rules {
 }
 
 impl Accelerator {
-    fn rules(&self, queue: usize) -> Rules {
+    pub(super) fn rules(&self, queue: usize) -> Rules {
         let (mode, limits) = (self.wqcfg(queue, wqcfg::MODE), self.wqcfg(queue, wqcfg::LIMITS));
         let blocks = mode & wqcfg::BLOCK_ON_FAULT != 0;
         Rules {
@@ -156,7 +156,7 @@ impl Accelerator {
             self.software_error(io, error);
         }
         for vector in news.interrupts {
-            io.interrupts.message(vector);
+            self.message(io, vector);
         }
         any
     }

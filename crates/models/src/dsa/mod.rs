@@ -5,7 +5,8 @@
 //! Built of: `registers` (what a program sees in BAR 0), `command`, `portal`
 //! (how descriptors come in), `queue` (where they wait), `execute` (one after
 //! the other, to the completion record), `check` and `operate` (whether one
-//! makes sense, and what it does), `moving` and `crc`.
+//! makes sense, and what it does), `moving` and `crc`; `state` is what moves to
+//! another accelerator.
 //!
 //! # Registers and portals that are mapped
 //! A program that stores to a mapped page tells nobody; the device looks at
@@ -49,7 +50,9 @@ mod portal;
 mod queue;
 mod registers;
 pub mod spec;
+mod state;
 
+use device::migration::{Activity, LoadError};
 use device::{Device, Io, Nanos, ResetKind, Turn};
 use pci::FunctionSpec;
 use pci::spec::{Bar, BarKind, Msix};
@@ -90,6 +93,10 @@ pub struct Accelerator {
     portal: u64,
     /// Turns so far.
     looks: u32,
+    /// Vectors that were signalled since the last reset, a bit each.
+    signalled: u32,
+    /// A state was taken over, and nobody was told.
+    arrived: bool,
     room: Room,
 }
 
@@ -113,6 +120,8 @@ impl Accelerator {
             next: 0,
             portal: 0,
             looks: 0,
+            signalled: 0,
+            arrived: false,
             room: Room::default(),
         };
         accelerator.reset_registers(ResetType::Cold);
@@ -247,6 +256,11 @@ impl Device for Accelerator {
 
     fn turn(&mut self, io: &mut Io<'_>) -> Turn {
         let found = self.look(io) | self.take_answers(io);
+        if io.activity != Activity::Running {
+            // What is submitted is kept, and waits (MIG-049).
+            return Turn::Idle;
+        }
+        self.announce(io);
         if self.state() == State::Disabled {
             return Turn::Idle;
         }
@@ -268,10 +282,23 @@ impl Device for Accelerator {
             }
         }
         (self.pending, self.filling, self.next) = (None, Filling::default(), 0);
+        (self.signalled, self.arrived) = (0, false);
         self.reset_registers(match kind {
             ResetKind::PowerOn => ResetType::Cold,
             ResetKind::FunctionLevel => ResetType::FunctionLevel,
             ResetKind::PowerManagement | ResetKind::Bus => ResetType::Warm,
         });
+    }
+
+    fn identity(&self) -> Option<Vec<u8>> {
+        Some(self.saved_identity())
+    }
+
+    fn save(&mut self, _: &mut Io<'_>) -> Vec<u8> {
+        self.saved_state()
+    }
+
+    fn load(&mut self, _: &mut Io<'_>, state: &[u8]) -> Result<(), LoadError> {
+        self.load_state(state)
     }
 }

@@ -12,16 +12,16 @@ const PIECE: u64 = 1 << 20;
 const PAGE: u64 = super::spec::PAGE;
 
 /// How far an operation is.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
     /// Bytes done.
-    done: u64,
+    pub(super) done: u64,
     /// Bytes of the delta record done.
-    record: u32,
+    pub(super) record: u32,
     /// The CRC so far, once there is one.
-    crc: Option<u32>,
+    pub(super) crc: Option<u32>,
     /// Highest offset applied of a delta record, plus 1.
-    offset: u32,
+    pub(super) offset: u32,
 }
 
 /// How an operation ended.

@@ -34,8 +34,8 @@ pub const ANSWER: u64 = 8;
 #[derive(Debug)]
 pub(super) struct Filling {
     /// Offset of the place in the BAR.
-    place: u64,
-    bytes: [u8; DESCRIPTOR_BYTES],
+    pub(super) place: u64,
+    pub(super) bytes: [u8; DESCRIPTOR_BYTES],
 }
 
 impl Default for Filling {

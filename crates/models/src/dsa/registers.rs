@@ -43,14 +43,35 @@ pub(super) fn operations() -> u64 {
     opcode::ALL.iter().fold(0, |bits, operation| bits | 1 << operation)
 }
 
+/// What can be set of a word of a queue's configuration.
+pub(super) fn queue_mask(word: usize) -> u32 {
+    let operations = [operations() as u32, (operations() >> 32) as u32];
+    match wqcfg::MASKS.get(word) {
+        Some(mask) => *mask,
+        None => operations.get(word - wqcfg::OPERATIONS).copied().unwrap_or(0),
+    }
+}
+
 impl Config {
     /// Bytes of a queue's configuration.
     pub(super) fn queue_bytes(&self) -> u64 {
         if self.operations { 64 } else { 32 }
     }
 
-    fn queue_word(&self, queue: usize, word: usize) -> u64 {
+    pub(super) fn queue_word(&self, queue: usize, word: usize) -> u64 {
         WQCFG + queue as u64 * self.queue_bytes() + 4 * word as u64
+    }
+
+    /// What can be set of a word of a group's configuration.
+    pub(super) fn group_mask(&self, offset: u64) -> u32 {
+        let below = |bits: u8| (1_u64 << bits.min(63)) - 1;
+        match offset % GROUP_BYTES {
+            0 => below(self.queues) as u32,
+            GROUP_ENGINES => below(self.engines) as u32,
+            GROUP_FLAGS => 0xff0_ffbf,
+            at if at == GROUP_FLAGS + 4 => 0x33,
+            _ => 0,
+        }
     }
 }
 
@@ -60,7 +81,7 @@ impl Accelerator {
         self.words.get((offset / 4) as usize).copied().unwrap_or(0)
     }
 
-    fn long(&self, offset: u64) -> u64 {
+    pub(super) fn long(&self, offset: u64) -> u64 {
         u64::from(self.word(offset)) | u64::from(self.word(offset + 4)) << 32
     }
 
@@ -230,15 +251,7 @@ impl Accelerator {
         if self.state() != State::Disabled {
             return;
         }
-        let below = |bits: u8| (1_u64 << bits.min(63)) - 1;
-        let mask = match offset % GROUP_BYTES {
-            0 => below(self.config.queues) as u32,
-            GROUP_ENGINES => below(self.config.engines) as u32,
-            GROUP_FLAGS => 0xff0_ffbf,
-            at if at == GROUP_FLAGS + 4 => 0x33,
-            _ => 0,
-        };
-        self.set(io, offset, value & mask);
+        self.set(io, offset, value & self.config.group_mask(offset));
     }
 
     fn store_wqcfg(&mut self, io: &Io<'_>, offset: u64, value: u32) {
@@ -251,13 +264,8 @@ impl Accelerator {
         if word == wqcfg::SIZE && self.state() != State::Disabled {
             return;
         }
-        let operations = [operations() as u32, (operations() >> 32) as u32];
-        let mask = match wqcfg::MASKS.get(word) {
-            Some(mask) => *mask,
-            None => operations.get(word - wqcfg::OPERATIONS).copied().unwrap_or(0),
-        };
         if word != wqcfg::STATE {
-            self.set(io, offset, value & mask);
+            self.set(io, offset, value & queue_mask(word));
         }
     }
 
@@ -320,7 +328,13 @@ impl Accelerator {
     /// Signals vector 0 and says why.
     pub(super) fn interrupt_cause(&mut self, io: &Io<'_>, cause: u32) {
         self.set(io, INTCAUSE, self.word(INTCAUSE) | cause);
-        io.interrupts.message(0);
+        self.message(io, 0);
+    }
+
+    /// Signals a vector.
+    pub(super) fn message(&mut self, io: &Io<'_>, vector: u16) {
+        self.signalled |= 1 << vector.min(31);
+        io.interrupts.message(vector);
     }
 
     /// State of the device.

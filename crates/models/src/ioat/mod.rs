@@ -21,9 +21,11 @@
 //! does, is too quick for a mapped page; its accesses have to trap.
 
 pub mod spec;
+mod state;
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use device::migration::{Activity, LoadError};
 use device::{Device, Io, ResetKind, Turn};
 use iommu::{DmaFault, Session};
 use pci::FunctionSpec;
@@ -61,6 +63,10 @@ pub struct Engine {
     driven: bool,
     /// The program's stores trap.
     exact: bool,
+    /// The vector was signalled since the last reset.
+    signalled: bool,
+    /// A state was taken over, and nobody was told.
+    arrived: bool,
     buffer: Box<[u8]>,
 }
 
@@ -83,6 +89,8 @@ impl Engine {
             failed: false,
             driven: false,
             exact: false,
+            signalled: false,
+            arrived: false,
             buffer: vec![0; CHUNK].into(),
         };
         engine.power_on();
@@ -92,6 +100,7 @@ impl Engine {
     fn power_on(&mut self) {
         (self.state, self.done, self.last, self.next) = (State::Halted, 0, 0, None);
         (self.failed, self.driven, self.exact) = (false, false, false);
+        (self.signalled, self.arrived) = (false, false);
         self.own.fill(0);
         self.own[spec::CHANCNT] = 1;
         self.own[spec::XFERCAP] = XFERCAP_LOG2;
@@ -191,7 +200,7 @@ impl Engine {
                     (self.done, self.next, self.failed) = (0, None, true);
                     self.set_state(State::Halted, registers);
                     if registers.load::<AtomicU16>(spec::CHANCTRL) & spec::CTRL_ERROR_INTERRUPT != 0 {
-                        io.interrupts.message(0);
+                        self.signal(io);
                     }
                     return false;
                 }
@@ -225,9 +234,14 @@ impl Engine {
         }
         drop(dma);
         if descriptor.control & ctl::INTERRUPT != 0 {
-            io.interrupts.message(0);
+            self.signal(io);
         }
         Ok(descriptor)
+    }
+
+    fn signal(&mut self, io: &Io<'_>) {
+        self.signalled = true;
+        io.interrupts.message(0);
     }
 
     fn copy(&mut self, dma: &mut Session<'_>, descriptor: &Descriptor) -> Result<(), u32> {
@@ -358,7 +372,9 @@ impl Device for Engine {
                     to.copy_from(&writable);
                 }
             }
-            engine.step(io, registers);
+            if io.activity == Activity::Running {
+                engine.step(io, registers);
+            }
         });
     }
 
@@ -370,12 +386,34 @@ impl Device for Engine {
         }
     }
 
+    fn collect(&mut self, io: &mut Io<'_>) {
+        self.with(io, |_, _| ());
+    }
+
     fn turn(&mut self, io: &mut Io<'_>) -> Turn {
+        if io.activity != Activity::Running {
+            // What is stored is kept, and waits (MIG-049).
+            return Turn::Idle;
+        }
+        self.announce(io);
         self.with(io, |engine, registers| engine.step(io, registers))
     }
 
     fn reset(&mut self, _io: &mut Io<'_>, kind: ResetKind) {
         tracing::debug!(target: "vfuse::ioat", ?kind, "reset");
         self.power_on();
+    }
+
+    fn identity(&self) -> Option<Vec<u8>> {
+        Some(state::identity())
+    }
+
+    fn save(&mut self, io: &mut Io<'_>) -> Vec<u8> {
+        self.with(io, |_, _| ());
+        self.saved_state()
+    }
+
+    fn load(&mut self, _: &mut Io<'_>, state: &[u8]) -> Result<(), LoadError> {
+        self.load_state(state)
     }
 }

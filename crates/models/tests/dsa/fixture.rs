@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use device::Window as _;
+use device::migration::Activity;
 use models::dsa::spec::{self, Completion, Descriptor, command, flag, opcode, wqcfg};
 use models::dsa::{Accelerator, Config};
 use models::testing::{Access, Bench, TestMemory};
@@ -30,6 +31,7 @@ pub(crate) struct Fixture {
     pub(crate) bench: Bench,
     pub(crate) memory: Arc<TestMemory>,
     access: Access,
+    config: Config,
     /// The place of the portal to use next.
     place: u64,
 }
@@ -41,7 +43,7 @@ pub(crate) fn fresh(access: Access, config: Config) -> Fixture {
 
 pub(crate) fn fresh_on(access: Access, config: Config, memory: Arc<TestMemory>) -> Fixture {
     let bench = Bench::new(Box::new(Accelerator::new(config)), access, memory.clone());
-    Fixture { bench, memory, access, place: 0 }
+    Fixture { bench, memory, access, config, place: 0 }
 }
 
 /// An accelerator of which dedicated queue 0 with 16 entries is enabled.
@@ -157,6 +159,21 @@ impl Fixture {
         self.memory.set(LIST, list.as_bytes());
         let size = list.len() as u32;
         self.execute(Descriptor { source: LIST, size, ..Descriptor::new(opcode::BATCH, 0) })
+    }
+
+    /// The accelerator stops, and goes on as another one on the same memory;
+    /// the one that it was.
+    pub(crate) fn take_over(&mut self) -> Bench {
+        let now = self.bench.now;
+        self.bench.endpoint.set_activity(Activity::Stopped, now);
+        let state = self.bench.endpoint.save(now);
+        let target = Bench::new(Box::new(Accelerator::new(self.config)), self.access, self.memory.clone());
+        assert_eq!(target.endpoint.identity(), self.bench.endpoint.identity());
+        target.endpoint.set_activity(Activity::Stopped, now);
+        target.endpoint.load(&state, now).unwrap();
+        assert_eq!(target.endpoint.save(now), state, "it is the same");
+        target.endpoint.set_activity(Activity::Running, now);
+        std::mem::replace(&mut self.bench, target)
     }
 
     pub(crate) fn get(&self, at: u64, len: usize) -> Vec<u8> {

@@ -11,6 +11,7 @@ mod deltas;
 mod faults;
 mod fixture;
 mod interrupts;
+mod migration;
 mod missing;
 mod moves;
 mod pasids;

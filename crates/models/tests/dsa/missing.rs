@@ -8,7 +8,7 @@ use iommu::{
 };
 use models::dsa::Config;
 use models::dsa::spec::{Completion, Descriptor, command, flag, opcode, wqcfg};
-use models::testing::{Access, TestMemory};
+use models::testing::{Access, Bench, TestMemory};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use crate::fixture::{DATA, DEDICATED, Fixture, MEMORY, OTHER, RECORD, SHARED, fresh, moving, noise};
@@ -16,13 +16,13 @@ use crate::fixture::{DATA, DEDICATED, Fixture, MEMORY, OTHER, RECORD, SHARED, fr
 use PageResponseCode::{Failure, Invalid, Success};
 
 /// Where nothing is mapped at first.
-const HOLE: u64 = 1 << 32;
-const PAGE: u64 = 0x1000;
+pub(crate) const HOLE: u64 = 1 << 32;
+pub(crate) const PAGE: u64 = 0x1000;
 const BLOCK: u32 = flag::BLOCK_ON_FAULT;
 
 /// The IOMMU's side.
 #[derive(Debug, Default)]
-struct Requests(Mutex<Vec<PageRequest>>);
+pub(crate) struct Requests(pub(crate) Mutex<Vec<PageRequest>>);
 
 impl PageRequestQueue for Requests {
     fn send(&self, request: PageRequest) -> Option<PageResponse> {
@@ -31,16 +31,16 @@ impl PageRequestQueue for Requests {
     }
 }
 
-struct Blocking {
-    f: Fixture,
+pub(crate) struct Blocking {
+    pub(crate) f: Fixture,
     requests: Arc<Requests>,
     /// Behind the hole.
-    pages: Arc<TestMemory>,
+    pub(crate) pages: Arc<TestMemory>,
     space: Arc<AddressSpace>,
 }
 
 impl Blocking {
-    fn new(mode: u32, allocation: u32) -> Blocking {
+    pub(crate) fn new(mode: u32, allocation: u32) -> Blocking {
         let mut f = fresh(Access::Mapped, Config::default());
         f.configure(0, 64, mode | wqcfg::BLOCK_ON_FAULT);
         f.enable(0);
@@ -51,12 +51,23 @@ impl Blocking {
         Blocking { f, requests, pages: TestMemory::new(64 << 12, false), space }
     }
 
-    fn dedicated() -> Blocking {
+    /// The accelerator goes on as another one, on the same memory; the one that
+    /// it was, and its requests.
+    pub(crate) fn take_over(&mut self) -> (Bench, Arc<Requests>) {
+        let source = self.f.take_over();
+        let requests = std::mem::take(&mut self.requests);
+        self.f.bench.endpoint.page_requests.connect(Some(Arc::clone(&self.requests) as _));
+        self.f.bench.endpoint.page_requests.set_enabled(true, 512);
+        self.space = self.f.bench.space.clone();
+        (source, requests)
+    }
+
+    pub(crate) fn dedicated() -> Blocking {
         Blocking::new(DEDICATED, 512)
     }
 
     /// Submits with a completion record; the n-th has the n-th record.
-    fn submit(&mut self, n: u64, descriptor: Descriptor) {
+    pub(crate) fn submit(&mut self, n: u64, descriptor: Descriptor) {
         let completion = RECORD + 32 * n;
         self.f.memory.set(completion, &[0; 32]);
         let flags = flag::RECORD | flag::REQUEST_RECORD | if descriptor.opcode() == opcode::DRAIN { 0 } else { BLOCK };
@@ -65,30 +76,30 @@ impl Blocking {
         self.f.bench.run();
     }
 
-    fn status(&self, n: u64) -> u8 {
+    pub(crate) fn status(&self, n: u64) -> u8 {
         self.f.record(RECORD + 32 * n).status
     }
 
-    fn take(&self) -> Vec<PageRequest> {
+    pub(crate) fn take(&self) -> Vec<PageRequest> {
         std::mem::take(&mut *self.requests.0.lock().unwrap())
     }
 
     #[track_caller]
-    fn take_one(&self) -> PageRequest {
+    pub(crate) fn take_one(&self) -> PageRequest {
         let requests = self.take();
         let [request] = requests[..] else { panic!("{requests:x?}") };
         request
     }
 
     /// Maps the page that was asked for.
-    fn map(&self, request: &PageRequest) {
+    pub(crate) fn map(&self, request: &PageRequest) {
         let first = request.addr;
         let prot = Prot::READ | Prot::WRITE;
         let memory = self.pages.clone();
         self.space.map(Mapping { first, last: first + PAGE - 1, prot, memory, offset: first - HOLE, tag: 0 }).unwrap();
     }
 
-    fn answer(&self, request: &PageRequest, code: PageResponseCode) {
+    pub(crate) fn answer(&self, request: &PageRequest, code: PageResponseCode) {
         self.f.bench.endpoint.page_requests.respond(PageResponse::to(request, code));
         self.f.bench.run();
     }
