@@ -81,7 +81,8 @@ pub trait Caller {
     fn file(&self, fd: i32) -> Result<Option<FileId>, Errno>;
 
     /// Makes `len` bytes at `vaddr` reachable for devices: `EFAULT` if a page
-    /// is not mapped or (with `write`) not writable.
+    /// is not mapped or (with `write`) not writable. A mapped BAR is its
+    /// device's ([`Memory::is_peer`]); `EFAULT` while it cannot be touched.
     fn pin(&self, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno>;
 
     /// Whether it has a capability.

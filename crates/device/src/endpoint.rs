@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A device model and everything it is wired to.
 
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 
-use iommu::Requester;
+use iommu::{Memory, MemoryFault, Requester};
 use pci::FunctionSpec;
 
 use crate::migration::{Activity, LoadError};
+use crate::peer::{Answering, Inbox, PeerBar, Post, pieces};
 use crate::{DeviceFile, Interrupts, PageRequests, Steppable, Turn, Wake, Window};
 
 /// Time since the lab started, in nanoseconds.
@@ -58,6 +61,15 @@ pub trait Device: Send {
     /// A trapped store to a BAR.
     fn write(&mut self, io: &mut Io<'_>, bar: usize, offset: u64, data: &[u8]);
 
+    /// Whether a BAR is plain memory: while it has a window, the bytes are
+    /// those of the window, where programs and other devices put them. What
+    /// they were before and are afterwards is for [`publish`](Self::publish)
+    /// and [`collect`](Self::collect). Constant.
+    fn is_memory(&self, bar: usize) -> bool {
+        let _ = bar;
+        false
+    }
+
     /// Stores every register that a program may read into the windows: they
     /// have just appeared.
     fn publish(&mut self, io: &mut Io<'_>);
@@ -104,6 +116,11 @@ pub trait Device: Send {
 pub struct Endpoint {
     model: Mutex<Model>,
     spec: FunctionSpec,
+    /// Its BARs as other devices reach them, and what those have written.
+    peers: [Option<Arc<PeerBar>>; 6],
+    inbox: Inbox,
+    /// The time of the last call.
+    time: AtomicU64,
     wake: OnceLock<Arc<dyn Wake>>,
     /// Its way to memory.
     pub requester: Arc<Requester>,
@@ -145,7 +162,13 @@ impl Endpoint {
             activity: Activity::Running,
         };
         let page_requests = PageRequests::new(spec.pasid.is_some());
-        Arc::new(Endpoint {
+        Arc::new_cyclic(|endpoint| Endpoint {
+            peers: std::array::from_fn(|bar| {
+                let spec = spec.bars.get(bar)?.as_ref().filter(|bar| bar.is_memory())?;
+                Some(PeerBar::new(endpoint, bar, spec.size, model.device.is_memory(bar)))
+            }),
+            inbox: Inbox::default(),
+            time: AtomicU64::new(0),
             model: Mutex::new(model),
             spec,
             page_requests,
@@ -161,7 +184,7 @@ impl Endpoint {
         let _ = self.wake.set(wake);
     }
 
-    fn kick(&self) {
+    pub(crate) fn kick(&self) {
         if let Some(wake) = self.wake.get() {
             wake.kick();
         }
@@ -177,8 +200,14 @@ impl Endpoint {
     /// `None`: the last one has closed it.
     pub fn set_file(&self, file: Option<Arc<dyn DeviceFile>>, now: Nanos) {
         let mut model = self.lock();
+        self.shut(&mut model, now);
         self.close_windows(&mut model, now);
         if let Some(file) = &file {
+            for (bar, peer) in self.peers.iter().enumerate() {
+                if let Some(peer) = peer {
+                    file.connect(bar, Arc::clone(peer) as Arc<dyn Memory>);
+                }
+            }
             file.set_accessible(model.memory);
         }
         let open = file.is_some();
@@ -187,6 +216,7 @@ impl Endpoint {
         if model.memory {
             self.show(&mut model, now);
         }
+        self.open_inbox(&model);
         drop(model);
         if let Some(wake) = self.wake.get() {
             wake.set_active(open);
@@ -200,6 +230,9 @@ impl Endpoint {
         if model.memory == on {
             return;
         }
+        if !on {
+            self.shut(&mut model, now);
+        }
         model.memory = on;
         if on {
             self.show(&mut model, now);
@@ -209,6 +242,7 @@ impl Endpoint {
                 file.set_accessible(false);
             }
         }
+        self.open_inbox(&model);
     }
 
     /// Whether accesses reach the device at all. If they do not (its link is
@@ -220,11 +254,13 @@ impl Endpoint {
         if model.responds == on {
             return;
         }
+        self.shut(&mut model, now);
         self.close_windows(&mut model, now);
         model.responds = on;
         if model.memory {
             self.show(&mut model, now);
         }
+        self.open_inbox(&model);
     }
 
     /// What the device may do from now on. What is under way is over at the
@@ -236,7 +272,9 @@ impl Endpoint {
         if old == activity {
             return;
         }
+        // What has come from other devices came while it was as it was.
         if activity == Activity::Stopped {
+            self.shut(&mut model, now);
             self.close_windows(&mut model, now);
         }
         if old == Activity::Stopped
@@ -248,6 +286,9 @@ impl Endpoint {
         model.activity = activity;
         if model.memory && (activity == Activity::Stopped || old == Activity::Stopped) {
             self.show(&mut model, now);
+        }
+        if activity == Activity::Stopped || old == Activity::Stopped {
+            self.open_inbox(&model);
         }
         drop(model);
         self.kick();
@@ -269,6 +310,7 @@ impl Endpoint {
     #[must_use]
     pub fn save(&self, now: Nanos) -> Vec<u8> {
         let mut model = self.lock();
+        self.deliver(&mut model, now);
         self.with(&mut model, now, |device, io| device.save(io))
     }
 
@@ -287,6 +329,7 @@ impl Endpoint {
         if model.activity == Activity::Stopped {
             return data.fill(0);
         }
+        self.deliver(&mut model, now);
         self.with(&mut model, now, |device, io| device.read(io, bar, offset, data));
     }
 
@@ -296,6 +339,7 @@ impl Endpoint {
         if !model.responds || model.activity == Activity::Stopped {
             return;
         }
+        self.deliver(&mut model, now);
         self.with(&mut model, now, |device, io| device.write(io, bar, offset, data));
         drop(model);
         self.kick();
@@ -304,6 +348,7 @@ impl Endpoint {
     /// Resets the model.
     pub fn reset(&self, kind: ResetKind, now: Nanos) {
         let mut model = self.lock();
+        drop(self.inbox.take());
         self.page_requests.reset();
         self.with(&mut model, now, |device, io| {
             device.reset(io, kind);
@@ -321,7 +366,79 @@ impl Endpoint {
         if model.activity == Activity::Stopped {
             return Some(Turn::Idle);
         }
+        self.deliver(&mut model, now);
         Some(self.with(&mut model, now, |device, io| device.turn(io)))
+    }
+
+    /// A BAR as the target of other devices' DMA; offsets count from its start.
+    /// `None` if it is no memory BAR.
+    #[must_use]
+    pub fn peer(&self, bar: usize) -> Option<Arc<dyn Memory>> {
+        self.peers.get(bar)?.clone().map(|peer| peer as Arc<dyn Memory>)
+    }
+
+    pub(crate) fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
+    /// A read of another device. `None`: it is in use just now.
+    pub(crate) fn peer_read(&self, bar: usize, offset: u64, len: usize) -> Option<Result<Vec<u8>, MemoryFault>> {
+        let mut model = match self.model.try_lock() {
+            Ok(model) => model,
+            Err(TryLockError::Poisoned(e)) => e.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let now = self.time.load(Ordering::Relaxed);
+        if !model.memory || !model.responds {
+            return Some(Err(MemoryFault));
+        }
+        let mut data = vec![0; len];
+        if model.activity != Activity::Stopped {
+            self.deliver(&mut model, now);
+            self.with(&mut model, now, |device, io| {
+                for (at, size) in pieces(offset, len) {
+                    if let Some(part) = data.get_mut(at..at + size) {
+                        device.read(io, bar, offset + at as u64, part);
+                    }
+                }
+            });
+        }
+        Some(Ok(data))
+    }
+
+    /// Does what other devices have written.
+    fn deliver(&self, model: &mut Model, now: Nanos) {
+        let posts = self.inbox.take();
+        self.deliver_these(model, posts, now);
+    }
+
+    fn deliver_these(&self, model: &mut Model, posts: VecDeque<Post>, now: Nanos) {
+        if posts.is_empty() || !model.responds || model.activity == Activity::Stopped {
+            return;
+        }
+        self.with(model, now, |device, io| {
+            for Post { bar, offset, data } in posts {
+                for (at, size) in pieces(offset, data.len()) {
+                    device.write(io, bar, offset + at as u64, data.get(at..at + size).unwrap_or_default());
+                }
+            }
+        });
+    }
+
+    /// Nobody answers to other devices any more; what has come is done.
+    fn shut(&self, model: &mut Model, now: Nanos) {
+        let posts = self.inbox.set(Answering::Nobody, &Default::default());
+        self.deliver_these(model, posts, now);
+    }
+
+    /// Who answers to other devices from now on.
+    fn open_inbox(&self, model: &Model) {
+        let answering = match model.activity {
+            _ if !model.memory || !model.responds => Answering::Nobody,
+            Activity::Stopped => Answering::Stopped,
+            Activity::Running | Activity::Quiesced => Answering::Device,
+        };
+        self.inbox.set(answering, &model.windows);
     }
 
     fn lock(&self) -> MutexGuard<'_, Model> {
@@ -360,6 +477,7 @@ impl Endpoint {
 
     fn with<R>(&self, model: &mut Model, now: Nanos, call: impl FnOnce(&mut dyn Device, &mut Io<'_>) -> R) -> R {
         let Model { device, windows, activity, .. } = model;
+        self.time.store(now, Ordering::Relaxed);
         let mut io = Io {
             dma: &self.requester,
             interrupts: &self.interrupts,

@@ -7,7 +7,8 @@
 //! BARs that a program has mapped ([`Window`]). A virtio device without a PCI
 //! function is a [`VirtioDevice`] in a [`VirtioEndpoint`]. An executor gives
 //! endpoints their turns. [`migration`] says what of a device may move,
-//! [`saved`] how its state is written down.
+//! [`saved`] how its state is written down. Another device may write to it, too
+//! ([`Endpoint::peer`]).
 #![forbid(unsafe_code)]
 
 mod board;
@@ -17,6 +18,7 @@ mod interrupts;
 pub mod migration;
 mod network;
 pub mod page_requests;
+mod peer;
 pub mod saved;
 mod steppable;
 pub mod virtio;

@@ -9,6 +9,7 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use iommu::Memory;
 use vm_memory::VolatileSlice;
 
 /// Pages of one BAR, shared with the program. Use the slice's atomic `load`
@@ -39,6 +40,13 @@ pub trait DeviceFile: Any + Send + Sync + Debug {
     ///
     /// The device must not touch its windows while they are off.
     fn set_accessible(&self, on: bool);
+
+    /// What DMA reaches where a program has mapped a BAR for devices: `bar` as
+    /// another device finds it, whatever of it can be mapped. Said before a
+    /// program has the file; always the same.
+    fn connect(&self, bar: usize, peer: Arc<dyn Memory>) {
+        let _ = (bar, peer);
+    }
 }
 
 /// Makes device files.

@@ -30,6 +30,12 @@ pub trait Memory: Send + Sync + Debug {
         parts.iter().try_for_each(|(offset, from)| self.write(*offset, from))
     }
 
+    /// Whether it is a device's: accesses are transactions with a peer, and
+    /// there are no pages that are pinned.
+    fn is_peer(&self) -> bool {
+        false
+    }
+
     /// Which byte this is, where that can be told.
     fn identity(&self, offset: u64) -> Option<PageId> {
         let _ = offset;

@@ -27,6 +27,7 @@ use vm_memory::VolatileSlice;
 use crate::mapping::Mapping;
 use crate::process::{Direction, Process, copied, file_page, transfer};
 use crate::vma::{self, Vma};
+use crate::window::Memfd;
 
 /// Windows are this long at most, unless one range is longer.
 const CHUNK: u64 = 64 << 30;
@@ -498,7 +499,7 @@ fn max_files() -> usize {
     })
 }
 
-type Own = HashMap<((u32, u32), u64), Weak<OwnedFd>>;
+type Own = HashMap<((u32, u32), u64), Weak<Memfd>>;
 
 fn own_files() -> MutexGuard<'static, Own> {
     static OWN: OnceLock<Mutex<Own>> = OnceLock::new();
@@ -508,19 +509,25 @@ fn own_files() -> MutexGuard<'static, Own> {
 /// A file of ours that a program may map: its descriptor is used, and none
 /// opened, whose closing others would see.
 fn own_file(key: &Key) -> Option<Arc<OwnedFd>> {
-    own_files().get(&(key.dev, key.inode))?.upgrade()
+    own_files().get(&(key.dev, key.inode))?.upgrade().map(|memfd| Arc::clone(memfd.descriptor()))
+}
+
+/// The device file whose registers a mapping is of.
+pub(crate) fn device(vma: &Vma) -> Option<Arc<Memfd>> {
+    own_files().get(&(vma.dev, vma.inode))?.upgrade()
 }
 
 /// Whether a mapping is of a device's registers.
 pub(crate) fn is_device(vma: &Vma) -> bool {
-    own_files().get(&(vma.dev, vma.inode)).is_some_and(|fd| fd.strong_count() > 0)
+    device(vma).is_some()
 }
 
 /// Makes a file of ours known.
-pub(crate) fn register(dev: u64, inode: u64, fd: &Arc<OwnedFd>) {
+pub(crate) fn register(memfd: &Arc<Memfd>) {
+    let (dev, inode) = memfd.id();
     let mut own = own_files();
-    own.retain(|_, fd| fd.strong_count() > 0);
-    own.insert(((rustix::fs::major(dev), rustix::fs::minor(dev)), inode), Arc::downgrade(fd));
+    own.retain(|_, memfd| memfd.strong_count() > 0);
+    own.insert(((rustix::fs::major(dev), rustix::fs::minor(dev)), inode), Arc::downgrade(memfd));
 }
 
 #[cfg(test)]

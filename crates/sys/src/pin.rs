@@ -3,8 +3,8 @@
 //!
 //! Linux pins the pages of a range for a device; a [`Pinner`] finds out what
 //! they belong to. Shared mappings of files in memory become [`FileMemory`]
-//! (`file`): the device reads and writes the very pages. All else is reached
-//! through the [`Process`]. One system call for the usual range, however many
+//! (`file`): the device reads and writes the very pages. A mapped BAR is what
+//! its device answers to others. All else is reached through the [`Process`]. One system call for the usual range, however many
 //! mappings there are.
 //!
 //! The rights are those that pinning asks for: to write, the program must be
@@ -42,6 +42,8 @@ pub struct Pinner {
 enum Kind {
     Process,
     File(Arc<FileMemory>, u64),
+    /// A device's BAR.
+    Peer(Arc<dyn Memory>, u64),
 }
 
 impl Pinner {
@@ -70,7 +72,7 @@ impl Pinner {
     }
 
     /// What [`caller::Caller::pin`] asks for: `EFAULT` if a part of the range
-    /// is not mapped, or without the right.
+    /// is not mapped, or without the right, or a BAR that cannot be touched now.
     pub fn pin(&self, process: &Arc<Process>, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno> {
         self.find(process, vaddr, len, write, true)
     }
@@ -93,11 +95,16 @@ impl Pinner {
                 return Err(Errno::EFAULT);
             }
             let stop = vma.end.min(end);
-            if !devices && vma.shared && file::is_device(&vma) {
-                return Err(Errno::EFAULT);
-            }
-            let kind = if vma.shared && vma.inode != 0 {
-                let offset = vma.offset + (at - vma.start);
+            let offset = vma.offset + (at - vma.start);
+            let device = if vma.shared { file::device(&vma) } else { None };
+            let peer = match device {
+                Some(_) if !devices => return Err(Errno::EFAULT),
+                Some(device) => device.peer(offset, stop - at)?,
+                None => None,
+            };
+            let kind = if let Some((memory, offset)) = peer {
+                Kind::Peer(memory, offset)
+            } else if vma.shared && vma.inode != 0 {
                 match self.files.memory(process, &vma, offset, stop - at, write)? {
                     Some(memory) => {
                         let offset = memory.offset_of(offset);
@@ -133,6 +140,7 @@ fn whole(process: &Arc<Process>, kind: Kind, vaddr: u64) -> Pinned {
     match kind {
         Kind::Process => Pinned { memory: Arc::clone(process) as Arc<dyn Memory>, offset: vaddr },
         Kind::File(memory, offset) => Pinned { memory, offset },
+        Kind::Peer(memory, offset) => Pinned { memory, offset },
     }
 }
 

@@ -17,9 +17,10 @@ use std::any::Any;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use device::{DeviceFile, DeviceFiles, NoDeviceFile, RegionLayout, Window};
+use iommu::Memory;
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, fstat, ftruncate, memfd_create, seek};
 use rustix::io::Errno as Raw;
 use uapi::Errno;
@@ -65,6 +66,8 @@ pub struct Memfd {
     size: u64,
     id: (u64, u64),
     windows: [Option<Arc<BarWindow>>; 6],
+    /// What devices reach there.
+    peers: [OnceLock<Arc<dyn Memory>>; 6],
     state: Mutex<State>,
 }
 
@@ -107,15 +110,31 @@ impl Memfd {
             }
         }
         let stat = fstat(&*fd).map_err(raw)?;
-        file::register(stat.st_dev, stat.st_ino, &fd);
-        Ok(Arc::new(Memfd {
-            fd,
-            base: layout.base,
-            size,
-            id: (stat.st_dev, stat.st_ino),
-            windows,
-            state: Mutex::new(State { accessible: true, saved: Vec::new() }),
-        }))
+        let id = (stat.st_dev, stat.st_ino);
+        let state = Mutex::new(State { accessible: true, saved: Vec::new() });
+        let memfd = Arc::new(Memfd { fd, base: layout.base, size, id, windows, peers: Default::default(), state });
+        file::register(&memfd);
+        Ok(memfd)
+    }
+
+    pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
+    /// What a device reaches by a program's mapping of `len` bytes at `offset`
+    /// of the file, and where in it: `EFAULT` where no BAR can be touched.
+    /// `None`: a file of which nothing is known but its pages.
+    pub(crate) fn peer(&self, offset: u64, len: u64) -> Result<Option<(Arc<dyn Memory>, u64)>, Errno> {
+        let within = offset.checked_sub(self.base).ok_or(Errno::EFAULT)?;
+        let bar = usize::try_from(within >> BAR_SHIFT).map_err(|_| Errno::EFAULT)?;
+        let Some(peer) = self.peers.get(bar).ok_or(Errno::EFAULT)?.get() else { return Ok(None) };
+        let within = within & ((1 << BAR_SHIFT) - 1);
+        let window = self.windows.get(bar).and_then(Option::as_ref).ok_or(Errno::EFAULT)?;
+        let end = within.checked_add(len).ok_or(Errno::EFAULT)?;
+        if end > round_to_pages(window.len as u64).ok_or(Errno::EFAULT)? || !self.state().accessible {
+            return Err(Errno::EFAULT);
+        }
+        Ok(Some((Arc::clone(peer), within)))
     }
 
     /// Device and inode number, as `stat` gives them: what tells a program's
@@ -240,6 +259,12 @@ impl DeviceFile for Memfd {
             }
         }
         state.saved = if on { Vec::new() } else { saved };
+    }
+
+    fn connect(&self, bar: usize, peer: Arc<dyn Memory>) {
+        if let Some(place) = self.peers.get(bar) {
+            let _ = place.set(peer);
+        }
     }
 }
 

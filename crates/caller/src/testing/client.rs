@@ -253,7 +253,7 @@ impl Mm for ClientMm {
     }
 
     fn pin(&self, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno> {
-        self.memory.pin(vaddr, len, write)
+        self.memory.pin(vaddr, len, write, false)
     }
 
     fn area(&self, addr: u64) -> Result<Option<Area>, Errno> {
@@ -287,7 +287,7 @@ impl Caller for Client {
     }
 
     fn pin(&self, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno> {
-        let pinned = self.memory.pin(vaddr, len, write)?;
+        let pinned = self.memory.pin(vaddr, len, write, true)?;
         self.pins.borrow_mut().push((vaddr, len, write));
         Ok(pinned)
     }

@@ -11,6 +11,7 @@ use iommu::{Memory, MemoryFault, PageId};
 use uapi::Errno;
 use vm_memory::VolatileSlice;
 
+use super::TestFile;
 use crate::{ClientFile, Pinned, is_user_range};
 
 const PAGE: u64 = 4096;
@@ -133,6 +134,8 @@ struct Area {
     writable: bool,
     /// A shared mapping of a file, from an offset on.
     file: Option<(Arc<MemFile>, u64)>,
+    /// A device's BAR, from an offset on.
+    bar: Option<(Arc<TestFile>, usize, u64)>,
 }
 
 /// A program's memory: areas with rights, pages of zeros until written.
@@ -151,12 +154,18 @@ impl ClientMemory {
 
     /// Maps `len` bytes at `addr`, which are multiples of 4096.
     pub fn map(&self, addr: u64, len: u64, writable: bool) {
-        self.add(addr, Area { len, writable, file: None });
+        self.add(addr, Area { len, writable, file: None, bar: None });
     }
 
     /// Maps a file, shared, from `offset` on.
     pub fn map_file(&self, addr: u64, len: u64, writable: bool, file: &Arc<MemFile>, offset: u64) {
-        self.add(addr, Area { len, writable, file: Some((Arc::clone(file), offset)) });
+        self.add(addr, Area { len, writable, file: Some((Arc::clone(file), offset)), bar: None });
+    }
+
+    /// Maps a BAR of a device, from `offset` on. Only pins know it: it is not
+    /// for loads and stores.
+    pub fn map_bar(&self, addr: u64, len: u64, file: &Arc<TestFile>, bar: usize, offset: u64) {
+        self.add(addr, Area { len, writable: true, file: None, bar: Some((Arc::clone(file), bar, offset)) });
     }
 
     fn add(&self, addr: u64, area: Area) {
@@ -198,7 +207,7 @@ impl ClientMemory {
         Ok(found.map(|(start, area)| crate::Area {
             start: *start,
             end: start + area.len,
-            shared_file: area.file.is_some(),
+            shared_file: area.file.is_some() && area.bar.is_none(),
         }))
     }
 
@@ -232,11 +241,21 @@ impl ClientMemory {
         }
     }
 
-    /// `EFAULT`; a range of one shared mapping is that file's.
-    pub(super) fn pin(self: &Arc<Self>, vaddr: u64, len: u64, write: bool) -> Result<Pinned, Errno> {
+    /// `EFAULT`; a range of one shared mapping is that file's, one in a mapped
+    /// BAR is the device's where `devices` are allowed.
+    pub(super) fn pin(self: &Arc<Self>, vaddr: u64, len: u64, write: bool, devices: bool) -> Result<Pinned, Errno> {
         if !self.check(vaddr, len, write) {
             return Err(Errno::EFAULT);
         }
+        let areas = self.areas.lock().unwrap();
+        let area = areas.range(..=vaddr).next_back();
+        if let Some((start, Area { len: whole, bar: Some((file, bar, offset)), .. })) = area {
+            let within = vaddr - start;
+            let reachable = devices && file.accessible.load(Ordering::Relaxed) && within + len <= *whole;
+            let memory = file.peer(*bar).filter(|_| reachable).ok_or(Errno::EFAULT)?;
+            return Ok(Pinned { memory, offset: offset + within });
+        }
+        drop(areas);
         if let Some((file, offset)) = self.file_at(vaddr)
             && let Some((other, end)) = self.file_at(vaddr + (len - 1))
             && Arc::ptr_eq(&file, &other)

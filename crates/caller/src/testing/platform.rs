@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use device::{DeviceFile, DeviceFiles, Event, NoDeviceFile, RegionLayout, Window};
+use iommu::Memory;
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::Counter;
@@ -31,6 +32,14 @@ pub struct TestFile {
     /// What [`DeviceFile::set_accessible`] said last.
     pub accessible: AtomicBool,
     windows: [Option<Arc<Pages>>; 6],
+    peers: Mutex<[Option<Arc<dyn Memory>>; 6]>,
+}
+
+impl TestFile {
+    /// What devices reach where a program has mapped a BAR.
+    pub fn peer(&self, bar: usize) -> Option<Arc<dyn Memory>> {
+        self.peers.lock().unwrap().get(bar)?.clone()
+    }
 }
 
 impl DeviceFile for TestFile {
@@ -41,6 +50,10 @@ impl DeviceFile for TestFile {
 
     fn set_accessible(&self, on: bool) {
         self.accessible.store(on, Ordering::Relaxed);
+    }
+
+    fn connect(&self, bar: usize, peer: Arc<dyn Memory>) {
+        self.peers.lock().unwrap()[bar] = Some(peer);
     }
 }
 
@@ -127,7 +140,12 @@ impl DeviceFiles for TestPlatform {
         for (window, len) in windows.iter_mut().zip(layout.mmap) {
             *window = pages(len)?;
         }
-        let file = Arc::new(TestFile { layout: layout.clone(), accessible: AtomicBool::new(true), windows });
+        let file = Arc::new(TestFile {
+            layout: layout.clone(),
+            accessible: AtomicBool::new(true),
+            windows,
+            peers: Mutex::default(),
+        });
         self.made.lock().unwrap().push(Arc::clone(&file));
         Ok(file)
     }

@@ -6,7 +6,7 @@ use iommu::{MapError, Mapping, Prot};
 use uapi::Errno;
 use uapi::vfio::type1::{DmaMap, MapFlags};
 
-use super::{PAGE, TRACKED_PAGES_MAX, Type1, tag};
+use super::{PAGE, TRACKED_PAGES_MAX, Type1, charged, tag};
 use crate::args;
 
 impl Type1 {
@@ -49,12 +49,14 @@ impl Type1 {
         }
 
         // Only the table can fail below.
-        let owner = self.owners.add(caller.process(), pages);
-        locked.charge(caller.process(), pages);
         let Pinned { memory, offset } = pinned;
-        let mapping = Mapping { first: map.iova, last, prot, memory, offset, tag: owner << tag::OWNER_SHIFT };
+        let (peer, charged) = if memory.is_peer() { (tag::PEER, 0) } else { (0, pages) };
+        let owner = self.owners.add(caller.process(), charged);
+        locked.charge(caller.process(), charged);
+        let tag = owner << tag::OWNER_SHIFT | peer;
+        let mapping = Mapping { first: map.iova, last, prot, memory, offset, tag };
         if let Err(error) = self.space.map(mapping) {
-            self.owners.remove(owner, 1, pages, locked);
+            self.owners.remove(owner, 1, charged, locked);
             return Err(match error {
                 MapError::Overlap => Errno::EEXIST,
                 MapError::NoMemory => Errno::ENOMEM,
@@ -79,7 +81,8 @@ impl Type1 {
         if present.tag & tag::INVALID == 0 || present.first != map.iova || present.last != last {
             return Err(Errno::EINVAL);
         }
-        let pages = map.size / PAGE;
+        let peer = present.tag & tag::PEER;
+        let pages = charged(present);
         let mut owner = present.tag >> tag::OWNER_SHIFT;
         if self.owners.process(owner) != Some(caller.process()) {
             locked.try_charge(caller, pages)?;
@@ -92,8 +95,8 @@ impl Type1 {
         let pinned = is_user_range(map.vaddr, map.size)
             .then(|| caller.pin(map.vaddr, map.size, present.prot.contains(Prot::WRITE)).ok())
             .flatten();
-        self.space.update(map.iova, &mut |m| m.tag = owner << tag::OWNER_SHIFT);
-        if let Some(Pinned { memory, offset }) = pinned {
+        self.space.update(map.iova, &mut |m| m.tag = owner << tag::OWNER_SHIFT | peer);
+        if let Some(Pinned { memory, offset }) = pinned.filter(|pinned| pinned.memory.is_peer() == (peer != 0)) {
             // If there is no memory for that, the pages that it has are kept.
             self.space.update(map.iova, &mut |m| (m.memory, m.offset) = (memory.clone(), offset));
         }
@@ -104,7 +107,8 @@ impl Type1 {
 }
 
 /// Pins pages, in order: the first that is over the limit or cannot be pinned
-/// decides the error. `ENOMEM`, `EFAULT` (API-075).
+/// decides the error. `ENOMEM`, `EFAULT` (API-075). A device's pages are
+/// reserved ones, which are not counted.
 fn pin(caller: &dyn Caller, locked: &Accounts, vaddr: u64, pages: u64, prot: Prot) -> Result<Pinned, Errno> {
     let write = prot.contains(Prot::WRITE);
     let pin = |pages: u64| {
@@ -113,7 +117,10 @@ fn pin(caller: &dyn Caller, locked: &Accounts, vaddr: u64, pages: u64, prot: Pro
     };
     match locked.check(caller, pages) {
         Ok(()) => pin(pages),
-        Err(0) => Err(Errno::ENOMEM),
-        Err(room) => pin(room).and(Err(Errno::ENOMEM)),
+        Err(room) => match pin(pages) {
+            Ok(pinned) if pinned.memory.is_peer() => Ok(pinned),
+            _ if room == 0 => Err(Errno::ENOMEM),
+            _ => pin(room).and(Err(Errno::ENOMEM)),
+        },
     }
 }

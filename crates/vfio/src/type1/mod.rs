@@ -39,6 +39,8 @@ const TRACKED_PAGES_MAX: u64 = i32::MAX as u64;
 mod tag {
     /// `vaddr` was taken away.
     pub(super) const INVALID: u32 = 1;
+    /// A device's BAR, of whose pages nobody keeps account.
+    pub(super) const PEER: u32 = 2;
     /// Above this bit: who pays for the pages, an index of `Owners`.
     pub(super) const OWNER_SHIFT: u32 = 8;
 }
@@ -195,6 +197,11 @@ impl Type1 {
 /// Pages of a mapping.
 fn pages(m: &Mapping) -> u64 {
     (m.last - m.first) / PAGE + 1
+}
+
+/// Pages of a mapping that somebody pays for.
+fn charged(m: &Mapping) -> u64 {
+    if m.tag & tag::PEER != 0 { 0 } else { pages(m) }
 }
 
 /// What the IOMMU can map for every group: its aperture without the window of

@@ -6,7 +6,7 @@ use uapi::Errno;
 use uapi::vfio::type1::{Bitmap, DmaUnmap, UnmapFlags};
 
 use super::dirty::{Unwritten, check_size};
-use super::{PAGE, TRACKED_PAGES_MAX, Type1, pages, tag};
+use super::{PAGE, TRACKED_PAGES_MAX, Type1, charged, pages, tag};
 use crate::args;
 
 impl Type1 {
@@ -86,7 +86,7 @@ impl Type1 {
         let (owners, invalid) = (&mut self.owners, &mut self.invalid);
         let (available, untrackable) = (&mut self.available, &mut self.untrackable);
         self.space.unmap(first, last, &mut |m| {
-            let (owner, pages) = (m.tag >> tag::OWNER_SHIFT, pages(m));
+            let (owner, pages, charged) = (m.tag >> tag::OWNER_SHIFT, pages(m), charged(m));
             removed += pages * PAGE;
             *available += 1;
             *invalid -= u64::from(m.tag & tag::INVALID != 0);
@@ -94,10 +94,10 @@ impl Type1 {
             match &mut run {
                 Some((same, mappings, total)) if *same == owner => {
                     *mappings += 1;
-                    *total += pages;
+                    *total += charged;
                 }
                 _ => {
-                    if let Some((owner, mappings, pages)) = run.replace((owner, 1, pages)) {
+                    if let Some((owner, mappings, pages)) = run.replace((owner, 1, charged)) {
                         owners.remove(owner, mappings, pages, locked);
                     }
                 }

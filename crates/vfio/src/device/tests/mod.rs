@@ -10,6 +10,7 @@ mod irqs;
 mod logging;
 mod migration;
 mod open;
+mod peer;
 mod random;
 mod reset;
 mod rw;
