@@ -22,6 +22,8 @@ pub enum Node {
     Iommufd,
     /// `/dev/vhost-vdpa-N` (VDPA-1.1).
     VhostVdpa(u32),
+    /// `/dev/aer_inject` (ERR-059).
+    AerInject,
 }
 
 /// Its path below `/dev`.
@@ -34,6 +36,7 @@ impl fmt::Display for Node {
             Node::VfioCdev(number) => write!(f, "vfio/devices/vfio{number}"),
             Node::Iommufd => f.write_str("iommu"),
             Node::VhostVdpa(number) => write!(f, "vhost-vdpa-{number}"),
+            Node::AerInject => f.write_str("aer_inject"),
         }
     }
 }

@@ -37,6 +37,7 @@ pub(crate) type Placed = BTreeMap<Address, usize>;
 pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed), LabError> {
     let placed = place(lab)?;
     let mut builder = FabricBuilder::new();
+    builder.native_errors(lab.aer.native);
     for port in &lab.ports {
         let kind = match port.kind {
             PortKind::Root => PortType::RootPort,

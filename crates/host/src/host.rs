@@ -38,6 +38,8 @@ pub enum FileKind {
     VhostVdpa,
     /// The data of a device's migration.
     VfioStream,
+    /// `/dev/aer_inject`.
+    AerInject,
 }
 
 /// A lab that runs: everything a front door calls.
@@ -137,19 +139,23 @@ impl Host {
     /// The lab's `/dev`, `/sys` and `/proc`.
     #[must_use]
     pub fn tree(&self) -> Tree {
-        let facts = sysfs::Facts {
+        let mut tree = sysfs::tree(&self.board, &self.facts());
+        if self.vdpa.shown {
+            sysfs_vdpa::add(&mut tree, &self.vdpa.vdpa);
+        }
+        tree
+    }
+
+    pub(crate) fn facts(&self) -> sysfs::Facts<'_> {
+        sysfs::Facts {
             vfio: &self.vfio,
             options: &self.lab.vfio,
             iommu: self.lab.iommu.offers(),
             drivers: self.drivers.names(),
             errors: &self.errors.service,
             reset_groups: self.lab.reset_groups,
-        };
-        let mut tree = sysfs::tree(&self.board, &facts);
-        if self.vdpa.shown {
-            sysfs_vdpa::add(&mut tree, &self.vdpa.vdpa);
+            injector: self.lab.aer.inject,
         }
-        tree
     }
 
     /// Counts changes of the tree.
@@ -199,6 +205,7 @@ impl Host {
                 self.vdpa.vdpa.open(file, number)?;
                 FileKind::VhostVdpa
             }
+            Node::AerInject => FileKind::AerInject,
         };
         self.files.insert(file, kind);
         Ok(file)
@@ -224,6 +231,7 @@ impl Host {
                 self.iommufd.ioctl(file, request, arg, &mut call)?
             }
             FileKind::VhostVdpa => self.vdpa.vdpa.ioctl(file, request, arg, caller).map(Reply::Value)?,
+            FileKind::AerInject => return Err(Errno::ENOTTY),
         };
         self.follow_call();
         if let Reply::NewFile(new) = reply
@@ -250,7 +258,7 @@ impl Host {
                 self.iommufd.read(file, offset, buf, len, caller).map(Reply::Value)
             }
             // VDPA-1.7
-            FileKind::VhostVdpa => Err(Errno::EINVAL),
+            FileKind::VhostVdpa | FileKind::AerInject => Err(Errno::EINVAL),
         }
     }
 
@@ -277,13 +285,18 @@ impl Host {
                 self.iommufd.write(file, offset, buf, len, caller).map(Reply::Value)
             }
             FileKind::VhostVdpa => self.vdpa.vdpa.write(file, &[(buf, len)], caller).map(Reply::Value),
+            FileKind::AerInject => self.write_injection(&[(buf, len)], caller).map(Reply::Value),
         }
     }
 
     /// `write` and `writev` of a message to `/dev/vhost-vdpa-N`, gathered from
-    /// `(address, length)`; the bytes done.
+    /// `(address, length)`, or of records to `/dev/aer_inject`, one each; the
+    /// bytes done.
     pub fn write_message(&mut self, file: FileId, parts: &[(u64, u64)], caller: &dyn Caller) -> Result<u64, Errno> {
-        self.vdpa.vdpa.write(file, parts, caller)
+        match self.kind(file).ok_or(Errno::EBADF)? {
+            FileKind::AerInject => self.write_injection(parts, caller),
+            _ => self.vdpa.vdpa.write(file, parts, caller),
+        }
     }
 
     /// Whether `mmap` of a doorbell of `/dev/vhost-vdpa-N` is allowed; `read` if
@@ -299,7 +312,7 @@ impl Host {
             FileKind::VfioContainer | FileKind::VfioGroup | FileKind::VfioDevice => {
                 self.vfio.mmap(file, offset, len, shared, &self.board)
             }
-            FileKind::VfioStream => Err(Errno::ENODEV),
+            FileKind::VfioStream | FileKind::AerInject => Err(Errno::ENODEV),
             FileKind::Iommufd | FileKind::IommufdObject => self.iommufd.mmap(file, offset, len, shared, exec),
             // It cannot be told that the mapping could not be read.
             FileKind::VhostVdpa => self.map_doorbell(file, offset, len, shared, true),
@@ -319,7 +332,7 @@ impl Host {
                     self.changed();
                 }
             }
-            None => {}
+            Some(FileKind::AerInject) | None => {}
         }
         self.files.remove(&file);
         if !self.removals.is_empty() {
@@ -418,7 +431,11 @@ impl Host {
     #[must_use]
     pub fn device_file(&self, file: FileId) -> Option<Arc<dyn DeviceFile>> {
         match self.files.get(&file)? {
-            FileKind::VfioContainer | FileKind::VfioGroup | FileKind::IommufdObject | FileKind::VfioStream => None,
+            FileKind::VfioContainer
+            | FileKind::VfioGroup
+            | FileKind::IommufdObject
+            | FileKind::VfioStream
+            | FileKind::AerInject => None,
             FileKind::VfioDevice => self.vfio.device_file(file),
             FileKind::Iommufd => self.iommufd.device_file(file),
             FileKind::VhostVdpa => self.vdpa.vdpa.device_file(file),

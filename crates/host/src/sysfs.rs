@@ -5,6 +5,8 @@
 //! QEMU by `iommu_group` and `subsystem`, DPDK by listing
 //! `/sys/bus/pci/devices`, Linux's selftests by `iommu_group` and `driver`.
 
+use std::collections::BTreeSet;
+
 use device::{Board, Driver};
 use pci::aer::spec::{CORRECTABLE_NAMES, UNCORRECTABLE_NAMES};
 use pci::recovery::ErrorService;
@@ -28,6 +30,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) errors: &'a ErrorService,
     /// Whether `pci_reset_group` is shown.
     pub(crate) reset_groups: bool,
+    /// Whether Linux's `aer_inject` is loaded.
+    pub(crate) injector: bool,
 }
 
 /// The tree of a board.
@@ -43,10 +47,24 @@ pub(crate) fn tree(board: &Board, facts: &Facts<'_>) -> Tree {
     iommu(&mut tree, &facts.iommu);
     tree.device("/dev/vfio/vfio", Node::VfioContainer);
     tree.device("/dev/iommu", Node::Iommufd);
+    if facts.injector {
+        injector(&mut tree);
+    }
     for (address, function) in board.fabric.functions() {
         add_function(&mut tree, board, facts, address, function);
         if let Some(number) = facts.vfio.cdev_number(address).filter(|_| !board.is_leaving(address)) {
             add_cdev(&mut tree, &path(board, address), number);
+        }
+    }
+    tree
+}
+
+/// What the tree has of these functions.
+pub(crate) fn functions(board: &Board, facts: &Facts<'_>, addresses: &BTreeSet<Address>) -> Tree {
+    let mut tree = Tree::default();
+    for address in addresses {
+        if let Some(function) = board.fabric.function(*address) {
+            add_function(&mut tree, board, facts, *address, function);
         }
     }
     tree
@@ -129,6 +147,20 @@ fn iommu(tree: &mut Tree, iommu: &iommufd::LabIommu) {
     tree.text(format!("{IOMMU}/intel-iommu/address"), "fed90000\n");
     tree.text(format!("{IOMMU}/intel-iommu/domains_supported"), "65536\n");
     tree.link("/sys/class/iommu/dmar0", IOMMU);
+}
+
+/// ERR-059: the module, and the miscellaneous device that is its node.
+fn injector(tree: &mut Tree) {
+    const DEVICE: &str = "/sys/devices/virtual/misc/aer_inject";
+    let (major, minor) = NODE_DEVICE;
+    tree.node(Node::AerInject);
+    tree.own("/sys/module/aer_inject");
+    tree.text("/sys/module/aer_inject/initstate".into(), "live\n");
+    tree.text("/sys/module/aer_inject/parameters/aer_mask_override".into(), "N\n");
+    tree.text(format!("{DEVICE}/dev"), format!("{major}:{minor}\n"));
+    tree.attribute(format!("{DEVICE}/uevent"), Some(format!("MAJOR={major}\nMINOR={minor}\nDEVNAME=aer_inject\n")));
+    tree.link("/sys/class/misc/aer_inject", DEVICE);
+    tree.link(&format!("{DEVICE}/subsystem"), "/sys/class/misc");
 }
 
 fn add_function(tree: &mut Tree, board: &Board, facts: &Facts<'_>, address: Address, function: &Function) {

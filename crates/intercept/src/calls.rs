@@ -477,7 +477,7 @@ pub(crate) fn belongs(kind: FileKind, request: u32) -> bool {
         FileKind::Group => matches!(number, 0x67..=0x6a),
         FileKind::Device => matches!(number, 0x6b..=0x78),
         FileKind::Iommufd => matches!(number, 0x64..=0x66 | 0x70..=0x75 | 0x80..),
-        FileKind::VhostVdpa => false,
+        FileKind::VhostVdpa | FileKind::AerInject => false,
         FileKind::Stream | FileKind::Other => true,
     }
 }

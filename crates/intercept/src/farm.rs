@@ -142,6 +142,18 @@ impl Farm {
         Ok(())
     }
 
+    /// Gives a file that is there another content.
+    pub(crate) fn rewrite(&mut self, path: &str, entry: Entry) -> Result<(), Errno> {
+        let Entry::File { content, mode, .. } = &entry else { return Ok(()) };
+        match self.tree.entries.get(path) {
+            Some(old @ Entry::File { .. }) if *old != entry => {}
+            _ => return Ok(()),
+        }
+        self.file(relative(path), content, u32::from(*mode))?;
+        self.tree.entries.insert(path.to_owned(), entry);
+        Ok(())
+    }
+
     fn parents(&mut self, path: &str) -> Result<(), Errno> {
         ancestors(path).try_for_each(|dir| self.dir(dir))
     }
@@ -255,6 +267,12 @@ mod tests {
         farm.update(next).unwrap();
         assert!(!scratch.path().join("sys/b").exists(), "its last entry is gone");
         assert_eq!(std::io::read_to_string(open).unwrap(), "12\n");
+        let content = |text: &str| Entry::File { content: text.into(), mode: 0o444, writable: false };
+        farm.rewrite("/sys/a/numvfs", content("3\n")).unwrap();
+        farm.rewrite("/sys/a/other", content("3\n")).unwrap();
+        assert_eq!(std::fs::read_to_string(scratch.path().join("sys/a/numvfs")).unwrap(), "3\n");
+        assert_eq!(farm.tree().get("/sys/a/numvfs"), Some(&content("3\n")));
+        assert!(!scratch.path().join("sys/a/other").exists(), "only what is there");
         assert!(!scratch.path().join("sys/a/gone").exists());
         assert!(!scratch.path().join("dev/vfio/1").exists());
         assert!(scratch.path().join("dev/vfio/2").exists());

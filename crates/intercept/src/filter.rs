@@ -25,6 +25,10 @@ pub(crate) const ATTRIBUTE_MAX: u32 = 4096;
 /// (VDPA-7.3). Never 8: those are eventfds.
 const MESSAGE: Range<u32> = 40..129;
 
+/// Lengths of a record for `/dev/aer_inject`, and of what it refuses (ERR-060);
+/// not 8 either.
+const RECORDS: [Range<u32>; 2] = [1..8, 9..65];
+
 /// High half of the lowest region offset: of region 1 where Linux has it, which
 /// some programs use without asking.
 const REGION_HIGH: u32 = 1 << (uapi::region::SHIFT - 32);
@@ -51,6 +55,8 @@ pub(crate) struct Choice {
     pub(crate) sysfs_writable: bool,
     /// Writes of the length of messages are answered too.
     pub(crate) messages: bool,
+    /// Writes of the length of short records, too.
+    pub(crate) records: bool,
     /// Opens for reading are answered too.
     pub(crate) reads: bool,
     /// Descriptors that are read and written by their number.
@@ -82,9 +88,15 @@ pub(crate) fn assemble(choice: &Choice) -> Vec<sock_filter> {
     if choice.sysfs_writable {
         let small = queue().load_high(2).if_not_equal(0, ALLOW).load_low(2);
         filter.call(libc::SYS_write, small.if_at_least(ATTRIBUTE_MAX + 1, ALLOW).ret(NOTIFY));
-    } else if choice.messages {
-        let small = queue().load_high(2).if_not_equal(0, ALLOW).load_low(2);
-        filter.call(libc::SYS_write, small.if_within(MESSAGE, NOTIFY).ret(ALLOW));
+    } else if choice.messages || choice.records {
+        let mut small = queue().load_high(2).if_not_equal(0, ALLOW).load_low(2);
+        if choice.messages {
+            small = small.if_within(MESSAGE, NOTIFY);
+        }
+        for lengths in RECORDS.into_iter().filter(|_| choice.records) {
+            small = small.if_within(lengths, NOTIFY);
+        }
+        filter.call(libc::SYS_write, small.ret(ALLOW));
     } else {
         filter.call(libc::SYS_write, queue().ret(ALLOW));
     }
@@ -103,7 +115,7 @@ pub(crate) fn assemble(choice: &Choice) -> Vec<sock_filter> {
         filter.call(nr, by_offset(queue(), 3).ret(ALLOW));
     }
     filter.call(libc::SYS_readv, queue().ret(ALLOW));
-    filter.call(libc::SYS_writev, queue().ret(if choice.messages { NOTIFY } else { ALLOW }));
+    filter.call(libc::SYS_writev, queue().ret(if choice.messages || choice.records { NOTIFY } else { ALLOW }));
     // Handles have nothing at low offsets either; programs map few files shared.
     let shared = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u32;
     let mmap = by_offset(Block::default(), 5).load_low(3).and(shared);
@@ -308,6 +320,18 @@ mod tests {
         assert!(!verdict(Choice::default(), libc::SYS_writev, [5, 0, 2, 0, 0, 0]));
     }
 
+    /// ERR-060
+    #[test]
+    fn records_go_by_length() {
+        let write = |messages, count| {
+            let choice = Choice { messages, records: true, ..Choice::default() };
+            verdict(choice, libc::SYS_write, [5, 0, count, 0, 0, 0])
+        };
+        assert!(write(false, 27) && write(false, 28) && write(false, 32) && write(false, 33));
+        assert!(!write(false, 0) && !write(false, 8) && !write(false, 65) && !write(false, 1 << 32 | 32));
+        assert!(write(true, 72) && write(true, 32) && !write(true, 8));
+    }
+
     #[test]
     fn fstat_is_free_in_paths_mode() {
         let paths = Choice { paths: true, ..Choice::default() };
@@ -317,7 +341,14 @@ mod tests {
 
     #[test]
     fn other_architectures_and_calls_pass() {
-        let filter = assemble(&Choice { paths: true, sysfs_writable: true, messages: true, reads: true, queues: 3..9 });
+        let filter = assemble(&Choice {
+            paths: true,
+            sysfs_writable: true,
+            messages: true,
+            records: true,
+            reads: true,
+            queues: 3..9,
+        });
         assert_eq!(run(&filter, 0x4000_0003, 54, [3, 0x3b64, 0, 0, 0, 0]), ALLOW);
         assert_eq!(run(&filter, ARCH, libc::SYS_getppid as u32, [0; 6]), ALLOW);
         #[cfg(target_arch = "x86_64")]

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use caller::tree::{Node, Tree};
+use caller::tree::{Entry, Node, Tree};
 use caller::{Caller, FileId, ProcessId, Reply, Ticket, Wait, Wake};
 use device::DeviceFile;
 use uapi::Errno;
@@ -32,7 +32,7 @@ pub trait Kernel: Send {
     fn write(&mut self, file: FileId, offset: u64, buf: u64, len: u64, caller: &dyn Caller) -> Result<Reply, Errno>;
 
     /// `write()` or `writev()` of a message, gathered from `(address, length)`,
-    /// on a [`FileKind::VhostVdpa`]; the bytes done.
+    /// on a [`FileKind::VhostVdpa`] or [`FileKind::AerInject`]; the bytes done.
     fn write_message(&mut self, file: FileId, parts: &[(u64, u64)], caller: &dyn Caller) -> Result<u64, Errno> {
         let _ = (file, parts, caller);
         Err(Errno::EINVAL)
@@ -68,6 +68,13 @@ pub trait Kernel: Send {
 
     /// The fake parts of `/dev`, `/sys` and `/proc`.
     fn tree(&self) -> Tree;
+
+    /// Takes the files whose content has changed though the
+    /// [`generation`](Self::tree_generation) has not. Asked after each call:
+    /// cheap.
+    fn take_changed_files(&mut self) -> Vec<(String, Entry)> {
+        Vec::new()
+    }
 
     /// Whether the caller may write to an attribute at all.
     fn may_write_attribute(&self, path: &str, caller: &dyn Caller) -> Result<(), Errno> {
@@ -126,6 +133,8 @@ pub enum FileKind {
     Iommufd,
     /// `/dev/vhost-vdpa-N`.
     VhostVdpa,
+    /// `/dev/aer_inject`.
+    AerInject,
     /// A stream without positions: the data of a migration.
     Stream,
     /// Anything else (fault queue).

@@ -64,6 +64,10 @@ pub struct Options {
     /// ([`FileKind::VhostVdpa`](crate::FileKind)). Costs 3 µs for each `writev`
     /// and each `write` of 40 to 128 bytes that the program makes anywhere.
     pub messages: bool,
+    /// Whether short records are written to files
+    /// ([`FileKind::AerInject`](crate::FileKind)). Costs 3 µs for each `writev`
+    /// and each `write` of up to 64 bytes, eventfds' 8 excepted.
+    pub records: bool,
     /// Whether `/proc/PID/status` shows the pretend kernel's figures
     /// ([`Figures`](crate::Figures)). Costs 3 µs for each file that the program
     /// opens for reading.
@@ -94,6 +98,7 @@ impl Options {
             isolation: Isolation::Auto,
             sysfs_writable: false,
             messages: false,
+            records: false,
             process_figures: false,
             whole_process: false,
             waker: None,

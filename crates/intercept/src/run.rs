@@ -159,8 +159,8 @@ fn start(
 ) -> Result<Started, Error> {
     let paths = isolation == Isolation::Paths;
     let (sysfs_writable, reads) = (options.sysfs_writable, options.process_figures);
-    let messages = options.messages;
-    let filter = assemble(&Choice { paths, sysfs_writable, messages, reads, queues: queues.clone() });
+    let (messages, records) = (options.messages, options.records);
+    let filter = assemble(&Choice { paths, sysfs_writable, messages, records, reads, queues: queues.clone() });
     let mut plan = plan(tree, std::path::Path::new("/"));
     let mut farm = None;
     let mut scratch = None;

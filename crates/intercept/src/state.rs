@@ -118,7 +118,7 @@ impl State {
         match made {
             Ok(description) => {
                 let kind = self.kernel.kind(file).unwrap_or(FileKind::Other);
-                if kind == FileKind::VhostVdpa {
+                if matches!(kind, FileKind::VhostVdpa | FileKind::AerInject) {
                     self.messages.insert(file);
                 }
                 Ok((description, kind))
@@ -135,6 +135,11 @@ impl State {
     pub(crate) fn refresh_tree(&mut self) {
         let generation = self.kernel.tree_generation();
         if generation == self.generation {
+            for (path, entry) in self.kernel.take_changed_files() {
+                if let Err(errno) = self.farm.rewrite(&path, entry) {
+                    tracing::warn!(target: "vfuse::run", path, %errno, "the program's view of /sys is out of date");
+                }
+            }
             return;
         }
         self.generation = generation;

@@ -19,11 +19,18 @@ pub struct FabricBuilder {
     roots: BTreeSet<(u16, u8)>,
     quirks: Quirks,
     iommu: bool,
+    native_errors: bool,
 }
 
 impl Default for FabricBuilder {
     fn default() -> FabricBuilder {
-        FabricBuilder { items: Vec::new(), roots: BTreeSet::new(), quirks: Quirks::linux(), iommu: true }
+        FabricBuilder {
+            items: Vec::new(),
+            roots: BTreeSet::new(),
+            quirks: Quirks::linux(),
+            iommu: true,
+            native_errors: true,
+        }
     }
 }
 
@@ -76,6 +83,13 @@ impl FabricBuilder {
         self
     }
 
+    /// Whether firmware grants the system the errors of PCI Express (`_OSC`); if
+    /// not, Linux enables no reports and has no service for them (ERR-042).
+    pub fn native_errors(&mut self, granted: bool) -> &mut FabricBuilder {
+        self.native_errors = granted;
+        self
+    }
+
     /// The items added so far.
     #[must_use]
     pub fn items(&self) -> &[Item] {
@@ -90,6 +104,7 @@ impl FabricBuilder {
         let addresses = plan.addresses(&buses)?;
         plan.check_functions(&addresses)?;
         let mut fabric = Fabric::empty(self.clone(), self.quirks.clone(), self.iommu);
+        fabric.native_errors = self.native_errors;
         for &(segment, bus) in &plan.roots {
             let last = tree.root_end(segment, bus);
             fabric.insert_bus((segment, bus), None, None, last);

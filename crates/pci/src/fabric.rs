@@ -22,6 +22,7 @@ pub struct Fabric {
     pub(crate) names: BTreeMap<String, Address>,
     pub(crate) quirks: Quirks,
     pub(crate) iommu: bool,
+    pub(crate) native_errors: bool,
     /// The time, in nanoseconds.
     pub(crate) now: u64,
     /// Functions and ports that time changes.
@@ -89,6 +90,12 @@ impl Fabric {
     /// A function, to be changed.
     pub fn function_mut(&mut self, address: Address) -> Option<&mut Function> {
         self.functions.get_mut(&address)
+    }
+
+    /// Whether errors are the system's business, not firmware's (ERR-042).
+    #[must_use]
+    pub fn has_native_errors(&self) -> bool {
+        self.native_errors
     }
 
     /// All functions in address order.
@@ -224,6 +231,14 @@ impl Fabric {
     #[must_use]
     pub fn below(&self, bridge: Address) -> Vec<Address> {
         self.secondary(bridge).map(|bus| self.bus_walk(bus.segment, bus.number)).unwrap_or_default()
+    }
+
+    /// Whether a function is one of those [`below`](Self::below) a bridge. Looks
+    /// at the way up only, which is never longer than the lab is deep.
+    #[must_use]
+    pub fn is_below(&self, address: Address, bridge: Address) -> bool {
+        let above = |at: Address| self.buses.get(&(at.segment, at.bus))?.bridge;
+        std::iter::successors(above(address), |at| above(*at)).any(|at| at == bridge)
     }
 
     fn walk(&self, bus: &Bus, found: &mut Vec<Address>) {
@@ -379,12 +394,14 @@ impl Fabric {
     }
 
     /// Linux has functions with AER report all errors, and root ports tell of
-    /// them by interrupt.
+    /// them by interrupt, if these are its business (ERR-042).
     fn enable_error_reports(&mut self, address: Address) {
         let Some(function) = self.functions.get_mut(&address) else { return };
         let Some(express) = function.capability(cap::EXPRESS) else { return };
         let root = function.spec().port_type == PortType::RootPort;
-        if let Some(aer) = function.extended_capability(cap::EXT_AER) {
+        if self.native_errors
+            && let Some(aer) = function.extended_capability(cap::EXT_AER)
+        {
             let control = function.read(express + 0x08, 2);
             function.write(express + 0x08, 2, control | 0x000f);
             if matches!(function.spec().port_type, PortType::RootPort | PortType::EventCollector) {

@@ -62,6 +62,29 @@ in_each_way! {
         outcome.said("own=0 kB");
     }
 
+    /// ERR-059, ERR-060, ERR-064: a record written by somebody else's program
+    /// is an error; sysfs counts it. Who is not root may not.
+    fn injects_errors(way) {
+        const LAB: &str = "[aer]\ninject = true\n[[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\nsize = \"16M\"\n";
+        let mut record = [0u8; 32];
+        (record[0], record[6]) = (1, 1); // bus 1, unexpected completion
+        let vfuse = Vfuse::new(way).lab(LAB);
+        let _ = vfuse.place.write("record", &record);
+        let outcome = vfuse.shell(
+            "test -c /dev/aer_inject
+             for bytes in 32 28 27; do dd if=record of=/dev/aer_inject bs=$bytes count=1 || :; done
+             dd if=record of=/dev/aer_inject bs=2 count=1 || :
+             grep UnxCmplt /sys/bus/pci/devices/0000:01:00.0/aer_dev_nonfatal",
+        );
+        if way.is_root() {
+            outcome.succeeded().said("32 bytes copied").said("28 bytes copied").said("UnxCmplt 2");
+            assert_eq!(outcome.text.matches("Invalid argument").count(), 2, "{}", outcome.text);
+        } else {
+            outcome.succeeded().said("UnxCmplt 0");
+            assert_eq!(outcome.text.matches("Operation not permitted").count(), 4, "{}", outcome.text);
+        }
+    }
+
     /// Pipes, children of children, and a child that outlives its parent.
     fn a_tree_of_processes(way) {
         let outcome = Vfuse::new(way).shell(

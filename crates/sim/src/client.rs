@@ -106,12 +106,14 @@ pub struct Client {
     pub(crate) memory: Arc<SimMemory>,
     process: ProcessId,
     fds: RefCell<BTreeMap<i32, Fd>>,
+    /// It has every capability; else none.
+    pub privileged: bool,
 }
 
 impl Client {
     /// A program that has nothing open.
     pub fn new(process: u64) -> Client {
-        Client { memory: SimMemory::new(), process: ProcessId(process), fds: RefCell::default() }
+        Client { memory: SimMemory::new(), process: ProcessId(process), fds: RefCell::default(), privileged: false }
     }
 
     /// Opens the lowest free descriptor.
@@ -245,7 +247,7 @@ impl Caller for Client {
     }
 
     fn capable(&self, _capability: Capability) -> bool {
-        false
+        self.privileged
     }
 
     fn memlock_limit(&self) -> u64 {

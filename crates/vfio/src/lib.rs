@@ -441,9 +441,16 @@ impl Vfio {
         self.devices.is_unsettled(address)
     }
 
-    /// Recoveries are over: what was given back in their middle is put right.
-    pub fn settle(&mut self, is_recovering: impl Fn(Address) -> bool, board: &mut Board) {
-        self.devices.settle(is_recovering, board);
+    /// Functions that were given back in the middle of a recovery: as a rule
+    /// there are none.
+    pub fn unsettled(&self) -> impl Iterator<Item = Address> {
+        self.devices.unsettled()
+    }
+
+    /// The recovery is over in whose middle a function was given back: it is
+    /// put right.
+    pub fn settle(&mut self, address: Address, board: &mut Board) {
+        self.devices.settle(address, board);
     }
 
     /// Before a driver gets a function: `EAGAIN` while it is recovered, `EIO`

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use caller::{Caller, FileId, ProcessId, Reply, Ticket, Wait, Wake};
 use device::{DeviceFile, Steppable};
-use host::tree::{Node, Tree};
+use host::tree::{Entry, Node, Tree};
 use host::{FileKind, Host};
 use sys::executor::Executor;
 use uapi::Errno;
@@ -22,6 +22,8 @@ pub(crate) struct Running {
     generation: Option<u64>,
     /// Calls whose wait is over.
     woken: Vec<(Ticket, Wake)>,
+    /// Files of the tree have changed.
+    files_changed: bool,
     /// The host's deadline that the platform's timer was set to.
     deadline: Option<u64>,
 }
@@ -37,6 +39,7 @@ impl Running {
             placed: Vec::new(),
             generation: None,
             woken: Vec::new(),
+            files_changed: false,
             deadline: None,
         };
         running.place();
@@ -71,6 +74,7 @@ impl Running {
         let mut host = self.host.lock().unwrap_or_else(|e| e.into_inner());
         let result = action(&mut host);
         self.woken.append(&mut host.take_woken());
+        self.files_changed |= host.has_changed_files();
         let deadline = host.deadline();
         if self.deadline != deadline {
             self.deadline = deadline;
@@ -132,6 +136,7 @@ impl intercept::Kernel for Running {
             FileKind::IommufdObject => intercept::FileKind::Other,
             FileKind::VhostVdpa => intercept::FileKind::VhostVdpa,
             FileKind::VfioStream => intercept::FileKind::Stream,
+            FileKind::AerInject => intercept::FileKind::AerInject,
         })
     }
 
@@ -141,6 +146,13 @@ impl intercept::Kernel for Running {
 
     fn tree(&self) -> Tree {
         self.host().tree()
+    }
+
+    fn take_changed_files(&mut self) -> Vec<(String, Entry)> {
+        if !std::mem::take(&mut self.files_changed) {
+            return Vec::new();
+        }
+        self.host().take_changed_files()
     }
 
     fn may_write_attribute(&self, path: &str, caller: &dyn Caller) -> Result<(), Errno> {

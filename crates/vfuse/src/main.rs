@@ -63,6 +63,7 @@ fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
     let lab = read_lab(run)?;
     let process_figures = lab.iommu.process_figures;
     // Devices may come later, through the control socket.
+    let records = lab.aer.inject;
     let messages = !lab.vdpa.is_empty() || run.control.is_some();
     let waker = intercept::Waker::new().context("cannot make an eventfd")?;
     let platform = platform::Real::new(waker.clone())?;
@@ -85,6 +86,7 @@ fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
     };
     options.sysfs_writable = run.sysfs_writable;
     options.messages = messages;
+    options.records = records;
     options.process_figures = process_figures;
     options.whole_process = true;
     if run.traps {

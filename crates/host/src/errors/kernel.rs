@@ -21,6 +21,8 @@ pub(super) struct Drivers<'a> {
     pub(super) saved: &'a BTreeMap<Address, SavedConfig>,
     pub(super) removed: &'a mut BTreeSet<Address>,
     pub(super) takers: &'a mut Takers,
+    /// Whose registers may have changed.
+    pub(super) touched: &'a mut BTreeSet<Address>,
     pub(super) now: u64,
 }
 
@@ -83,6 +85,7 @@ impl Kernel for Drivers<'_> {
     }
 
     fn call(&mut self, fabric: &mut Fabric, address: Address, call: Call) -> Vote {
+        self.touched.insert(address);
         let mut vote = self.policy(address).vote(call);
         let mut told = false;
         match (self.board.driver(address), call) {
@@ -111,6 +114,7 @@ impl Kernel for Drivers<'_> {
             return;
         }
         let now = self.now;
+        self.touched.extend(reset.iter().chain(&changed));
         self.with_board(fabric, |vfio, board| {
             for address in &reset {
                 tracing::info!(name: "aer.reset", target: "vfuse::aer", device = %address);

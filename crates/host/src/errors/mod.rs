@@ -7,6 +7,7 @@
 //! `takers` who is told of errors in place of the program.
 //! [`Host::deadline`] and [`Host::elapse`] drive the waits.
 
+mod inject;
 mod kernel;
 mod plan;
 mod policy;
@@ -22,6 +23,8 @@ use uapi::Errno;
 
 use crate::host::Host;
 use crate::lab::Behaviour;
+use crate::sysfs;
+use crate::tree::Entry;
 use kernel::Drivers;
 use plan::Plan;
 pub use policy::ErrorPolicy;
@@ -46,6 +49,8 @@ pub(crate) struct Errors {
     next: Option<u64>,
     /// Functions whose device was pulled out, and that have not gone yet.
     leaving: BTreeSet<Address>,
+    /// Functions of which sysfs shows something that has changed.
+    touched: BTreeSet<Address>,
     /// Calls that wait for a function's recovery.
     queue: Vec<(Address, Ticket)>,
 }
@@ -90,21 +95,28 @@ impl Host {
         let mut done = Vec::with_capacity(injections.len());
         for injection in injections {
             let address = target.or(injection.target).ok_or(NotInjected::NoTarget(injection.place))?;
-            let board = &mut self.board;
-            let slots = &board.slots;
-            let served =
-                |port: Address| slots.get(&port).is_some_and(|slot| slot.driver == Some(device::Driver::Pcieport));
-            let result = board.fabric.inject(address, injection, served);
-            tracing::info!(
-                name: "aer.injected", target: "vfuse::aer", device = %address,
-                correctable = %format_args!("{:#x}", injection.correctable),
-                uncorrectable = %format_args!("{:#x}", injection.uncorrectable), taken = result.is_ok()
-            );
-            self.attend_errors();
-            result.map_err(|error| NotInjected::Refused { error })?;
+            self.inject_one(address, injection).map_err(|error| NotInjected::Refused { error })?;
             done.push(Injected { address });
         }
         Ok(done)
+    }
+
+    /// Injects at one function what is then handled at once.
+    fn inject_one(&mut self, address: Address, injection: &Injection) -> Result<(), InjectError> {
+        let board = &mut self.board;
+        let (slots, native) = (&board.slots, board.fabric.has_native_errors());
+        let served = |port: Address| {
+            native && slots.get(&port).is_some_and(|slot| slot.driver == Some(device::Driver::Pcieport))
+        };
+        let result = board.fabric.inject(address, injection, served);
+        tracing::info!(
+            name: "aer.injected", target: "vfuse::aer", device = %address,
+            correctable = %format_args!("{:#x}", injection.correctable),
+            uncorrectable = %format_args!("{:#x}", injection.uncorrectable), taken = result.is_ok()
+        );
+        self.errors.touched.insert(address);
+        self.attend_errors();
+        result
     }
 
     /// A function detects errors, as hardware would.
@@ -116,6 +128,7 @@ impl Host {
             uncorrectable = %format_args!("{:#x}", error.uncorrectable),
             messages = raised.sent.len(), contained = raised.contained
         );
+        self.errors.touched.insert(address);
         self.attend_errors();
         Ok(())
     }
@@ -195,17 +208,12 @@ impl Host {
             );
             self.reach_changed(planned.device);
         }
-        let calm = self.errors.service.is_idle();
         let next = self.step_errors(now);
         self.errors.next = match next {
             Next::Now => Some(now),
             Next::At(time) => Some(time),
             Next::Idle => None,
         };
-        // Counters are shown in sysfs.
-        if !(calm && self.errors.service.is_idle()) {
-            self.changed();
-        }
         self.after_recovery();
         self.let_removed_go();
     }
@@ -214,13 +222,14 @@ impl Host {
     /// right once it is over; calls that waited are made again.
     fn after_recovery(&mut self) {
         let Host { vfio, board, errors, parking, .. } = self;
-        let fabric = &board.fabric;
-        let mut recovering = BTreeSet::new();
-        if !errors.service.is_idle() {
-            let all = fabric.functions().map(|(address, _)| address);
-            recovering.extend(all.filter(|address| errors.service.recovery_of(fabric, *address).is_some()));
+        // By what was given back, which is next to nothing: asking each function
+        // of the lab whether it is recovered made an error cost what the lab is
+        // large.
+        let over = |address: &Address| errors.service.recovery_of(&board.fabric, *address).is_none();
+        let settled: Vec<Address> = vfio.unsettled().filter(over).collect();
+        for address in settled {
+            vfio.settle(address, board);
         }
-        vfio.settle(|address| recovering.contains(&address), board);
         for (ticket, wake) in vfio.take_released() {
             parking.wake(ticket, wake);
         }
@@ -273,17 +282,42 @@ impl Host {
     }
 
     fn step_errors(&mut self, now: u64) -> Next {
-        let Errors { service, policies, saved, leaving, takers, .. } = &mut self.errors;
+        let Errors { service, policies, saved, leaving, takers, touched, .. } = &mut self.errors;
         // Recovery has the fabric; the board gets it back while VFIO works.
         let mut fabric = std::mem::take(&mut self.board.fabric);
-        let mut drivers =
-            Drivers { board: &mut self.board, vfio: &mut self.vfio, policies, saved, removed: leaving, takers, now };
+        let mut drivers = Drivers {
+            board: &mut self.board,
+            vfio: &mut self.vfio,
+            policies,
+            saved,
+            removed: leaving,
+            takers,
+            touched,
+            now,
+        };
         let mut next = service.run(&mut fabric, &mut drivers, now, STEPS);
         if let Some(settles) = fabric.next_change().filter(|_| next == Next::Idle) {
             next = Next::At(settles);
         }
+        touched.extend(service.take_counted());
         self.board.fabric = fabric;
         next
+    }
+
+    /// Whether [`take_changed_files`](Self::take_changed_files) would give any.
+    #[must_use]
+    pub fn has_changed_files(&self) -> bool {
+        !self.errors.touched.is_empty()
+    }
+
+    /// Takes the files of the tree that errors may have changed since the last
+    /// call, though [`generation`](Self::generation) is the same: those of the
+    /// functions concerned. To make the tree anew at each step of a recovery
+    /// would cost what the lab is large.
+    pub fn take_changed_files(&mut self) -> Vec<(String, Entry)> {
+        let touched = std::mem::take(&mut self.errors.touched);
+        let tree = sysfs::functions(&self.board, &self.facts(), &touched);
+        tree.entries.into_iter().filter(|(_, entry)| matches!(entry, Entry::File { .. })).collect()
     }
 
     /// A program made a call on a device.

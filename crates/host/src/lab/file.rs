@@ -38,7 +38,7 @@ pub(super) fn sections(name: &str, text: &str) -> Result<Vec<Section>, LabError>
             }
             _ => {
                 let message = format!(
-                    "`{what}` stands outside of a table; a lab has [iommu], [fault], [vfio], [[port]], [[device]], [[vdpa]], [[error]]"
+                    "`{what}` stands outside of a table; a lab has [iommu], [fault], [vfio], [aer], [[port]], [[device]], [[vdpa]], [[error]]"
                 );
                 return Err(LabError::new(&place(key.span().start), message));
             }

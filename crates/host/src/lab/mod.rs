@@ -120,6 +120,22 @@ impl std::str::FromStr for ContainerServer {
     }
 }
 
+/// Whose business errors of PCI Express are, and whether programs can inject
+/// some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AerSpec {
+    /// Firmware grants them to the system (ERR-042).
+    pub native: bool,
+    /// Linux's module `aer_inject` is loaded: `/dev/aer_inject` (ERR-059).
+    pub inject: bool,
+}
+
+impl Default for AerSpec {
+    fn default() -> AerSpec {
+        AerSpec { native: true, inject: false }
+    }
+}
+
 /// A whole lab.
 #[derive(Clone, Debug)]
 pub struct Lab {
@@ -129,6 +145,8 @@ pub struct Lab {
     pub vfio: vfio::Options,
     /// Who serves `/dev/vfio/vfio`.
     pub container: ContainerServer,
+    /// Errors of PCI Express, `[aer]`.
+    pub aer: AerSpec,
     /// Extension: sysfs shows which functions are reset together.
     pub reset_groups: bool,
     /// `ids` of vfio-pci: `vendor:device[:sub:sub[:class[:mask]]]` in hex; such
@@ -162,6 +180,7 @@ impl Default for Lab {
             },
             vfio: vfio::Options::default(),
             container: ContainerServer::default(),
+            aer: AerSpec::default(),
             reset_groups: false,
             ids: Vec::new(),
             ports: Vec::new(),
@@ -218,13 +237,18 @@ impl Lab {
                     lab.reset_groups = section.take_or("reset_groups", Switch(false))?.0;
                     lab.vfio = vfio_options(section)?;
                 }
+                "[aer]" => {
+                    lab.aer.native = section.take_or("native", Switch(true))?.0;
+                    lab.aer.inject = section.take_or("inject", Switch(false))?.0;
+                    section.finish()?;
+                }
                 "port" => lab.ports.push(PortSpec::decode(section)?),
                 "device" => lab.devices.push(DeviceSpec::decode(section)?),
                 "vdpa" => lab.vdpa.push(VdpaSpec::decode(section)?),
                 "error" => lab.errors.push(ErrorSpec::decode(section)?),
                 what => {
                     let message = format!(
-                        "unknown table `{what}`; a lab has [iommu], [fault], [vfio], [[port]], [[device]], [[vdpa]] and [[error]]"
+                        "unknown table `{what}`; a lab has [iommu], [fault], [vfio], [aer], [[port]], [[device]], [[vdpa]] and [[error]]"
                     );
                     return Err(LabError::new(&section.place, message));
                 }

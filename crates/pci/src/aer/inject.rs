@@ -47,8 +47,9 @@ pub enum InjectError {
 }
 
 impl Injection {
-    /// The record that is written to `/dev/aer_inject`: 32 bytes, or 28 without
-    /// a domain; `None` (Linux: `EINVAL`) for any other length (ERR-060).
+    /// The record that is written to `/dev/aer_inject`: 28 to 32 bytes, what is
+    /// missing of the domain being zero; `None` (Linux: `EINVAL`) for any other
+    /// length (ERR-060). Without a target if there is no such domain.
     #[must_use]
     pub fn from_record(record: &[u8]) -> Option<Injection> {
         if !(28..=32).contains(&record.len()) {
@@ -60,7 +61,7 @@ impl Injection {
         };
         let byte = |at: usize| record.get(at).copied().unwrap_or(0);
         Some(Injection {
-            target: Some(Address::new(word(28) as u16, byte(0), byte(1), byte(2))),
+            target: u16::try_from(word(28)).ok().map(|domain| Address::new(domain, byte(0), byte(1), byte(2))),
             uncorrectable: word(4),
             correctable: word(8),
             header: [word(12), word(16), word(20), word(24)],

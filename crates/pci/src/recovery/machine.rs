@@ -103,7 +103,7 @@ impl Recovery {
     /// Whether a function is among those concerned.
     #[must_use]
     pub fn concerns(&self, fabric: &Fabric, address: Address) -> bool {
-        scope(fabric, self.bridge).contains(&address)
+        if fabric.is_bridge(self.bridge) { fabric.is_below(address, self.bridge) } else { address == self.bridge }
     }
 
     /// Goes one step on; the outcome once it is over.

@@ -2,7 +2,7 @@
 //! Linux's error service: what it does with the interrupts of root ports and
 //! of containment (ERR-042 to ERR-050), and what it counts (ERR-057).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::machine::{Channels, ResetBy, clear_device_status, clear_status};
 use super::ratelimit::RateLimit;
@@ -92,6 +92,8 @@ pub struct ErrorService {
     counters: BTreeMap<Address, Counters>,
     roots: BTreeMap<Address, RootCounters>,
     limits: BTreeMap<Address, RateLimit>,
+    /// Whose counters have changed.
+    counted: BTreeSet<Address>,
 }
 
 /// What concerns one root port.
@@ -140,6 +142,11 @@ impl ErrorService {
     #[must_use]
     pub fn root_counters(&self, root: Address) -> RootCounters {
         self.roots.get(&root).copied().unwrap_or_default()
+    }
+
+    /// Takes those whose counters have changed since the last call.
+    pub fn take_counted(&mut self) -> BTreeSet<Address> {
+        std::mem::take(&mut self.counted)
     }
 
     /// The recovery that concerns a function now.
@@ -287,6 +294,7 @@ impl ErrorService {
     }
 
     fn count_root(&mut self, port: Address, status: u32) {
+        self.counted.insert(port);
         let counters = self.roots.entry(port).or_default();
         if status & root::COR != 0 {
             counters[Severity::Correctable as usize] += 1;
@@ -310,19 +318,7 @@ impl ErrorService {
         kernel: &mut dyn Kernel,
         now: Nanos,
     ) -> Vec<Address> {
-        let below = match fabric.port_type(port) {
-            Some(PortType::EventCollector) => integrated(fabric, port),
-            _ => fabric.below(port),
-        };
-        let mut found = Vec::new();
-        for address in std::iter::once(port).chain(below) {
-            if found.len() < DEVICES && is_source(fabric, address, severity, id, multiple) {
-                found.push(address);
-                if !multiple {
-                    break;
-                }
-            }
-        }
+        let found = senders(port, severity, id, multiple, fabric);
         let mut printed = false;
         let mut prints = Vec::new();
         for address in &found {
@@ -346,6 +342,7 @@ impl ErrorService {
     }
 
     fn account(&mut self, address: Address, severity: Severity, info: &Info) {
+        self.counted.insert(address);
         let counters = self.counters.entry(address).or_default();
         counters.total[severity as usize] += 1;
         let by_bit: &mut [u64] = match severity {
@@ -411,6 +408,27 @@ impl ErrorService {
         }
         true
     }
+}
+
+/// Who sent a message. One that says who it is from is not looked for.
+fn senders(port: Address, severity: Severity, id: u16, multiple: bool, fabric: &Fabric) -> Vec<Address> {
+    let collector = fabric.port_type(port) == Some(PortType::EventCollector);
+    let named = Address::from_devfn(port.segment, (id >> 8) as u8, id as u8);
+    if !collector && !multiple && named.bus != 0 {
+        let is_there = named == port || fabric.is_below(named, port) && fabric.function(named).is_some();
+        return if is_there { vec![named] } else { Vec::new() };
+    }
+    let below = if collector { integrated(fabric, port) } else { fabric.below(port) };
+    let mut found = Vec::new();
+    for address in std::iter::once(port).chain(below) {
+        if found.len() < DEVICES && is_source(fabric, address, severity, id, multiple) {
+            found.push(address);
+            if !multiple {
+                break;
+            }
+        }
+    }
+    found
 }
 
 fn sooner(a: Next, b: Next) -> Next {

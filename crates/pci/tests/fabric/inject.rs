@@ -85,6 +85,10 @@ fn the_record() {
     assert_eq!((injection.uncorrectable, injection.correctable, injection.header[0]), (0x10, 0x40, 0x0102_0304));
     assert_eq!(Injection::from_record(&record[..28]).unwrap().target, Some(at("01:02.3")), "no domain: 0");
     assert_eq!(Injection::from_record(&record[..27]), None);
+    // Half a domain, and one that no segment has.
+    assert_eq!(Injection::from_record(&record[..29]).unwrap().target, Some(at("0001:01:02.3")));
+    record[30] = 1;
+    assert_eq!(Injection::from_record(&record).unwrap().target, None);
     assert_eq!(Injection::from_record(&[0; 33]), None);
 }
 

@@ -218,15 +218,15 @@ impl Devices {
         self.gate.unsettled.get(&address).is_some_and(|unsettled| !unsettled.failed)
     }
 
-    /// Puts functions right that were given back in the middle of a recovery
-    /// which is over: registers as their user had found them, and a reset.
-    pub(crate) fn settle(&mut self, is_recovering: impl Fn(Address) -> bool, board: &mut Board) {
-        for address in self.gate.unsettled.keys().copied().collect::<Vec<_>>() {
-            if !is_recovering(address) {
-                // Later, if it does not answer.
-                let _ = self.make_known(address, board);
-            }
-        }
+    /// Functions that were given back in the middle of a recovery.
+    pub(crate) fn unsettled(&self) -> impl Iterator<Item = Address> {
+        self.gate.unsettled.keys().copied()
+    }
+
+    /// Puts one of them right whose recovery is over: registers as its user
+    /// had found them, and a reset. Later, if it does not answer.
+    pub(crate) fn settle(&mut self, address: Address, board: &mut Board) {
+        let _ = self.make_known(address, board);
     }
 
     /// Makes the state of a function known before somebody gets it: `EAGAIN`
