@@ -111,6 +111,9 @@ pub trait Caller {
     /// than requests: `EMFILE`.
     fn new_handle(&self, file: FileId) -> Result<i32, Errno>;
 
+    /// A new eventfd with counter zero, close-on-exec: `EMFILE`.
+    fn new_event(&self) -> Result<(i32, Arc<dyn Event>), Errno>;
+
     /// A new descriptor, close-on-exec, for a file of ours that is read,
     /// written and polled: `EMFILE`.
     fn new_queue(&self, file: FileId) -> Result<(i32, Arc<dyn Readiness>), Errno>;
@@ -126,8 +129,8 @@ pub trait Caller {
         if write { self.new_queue(file) } else { self.new_event_queue(file) }
     }
 
-    /// Closes a descriptor that [`new_handle`](Self::new_handle) or
-    /// [`new_queue`](Self::new_queue) gave in the same call. Where a program's
+    /// Closes a descriptor that [`new_handle`](Self::new_handle),
+    /// [`new_event`](Self::new_event) or [`new_queue`](Self::new_queue) gave in the same call. Where a program's
     /// descriptors cannot be closed from outside the number stays taken, by
     /// nothing of ours.
     fn close(&self, fd: i32);

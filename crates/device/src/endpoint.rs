@@ -10,7 +10,7 @@ use pci::FunctionSpec;
 
 use crate::migration::{Activity, LoadError};
 use crate::peer::{Answering, Inbox, PeerBar, Post, pieces};
-use crate::{DeviceFile, Interrupts, PageRequests, Steppable, Turn, Wake, Window};
+use crate::{DeviceFile, Event, Interrupts, PageRequests, Steppable, Turn, Wake, Window};
 
 /// Time since the lab started, in nanoseconds.
 pub type Nanos = u64;
@@ -91,9 +91,23 @@ pub trait Device: Send {
     ///
     /// A model that has one takes up no work in a turn or a store while
     /// [`Io::activity`] is not [`Activity::Running`]: registers answer, what is
-    /// submitted waits.
+    /// submitted waits. While it is [`Activity::Draining`] it goes on with what
+    /// it has begun.
     fn identity(&self) -> Option<Vec<u8>> {
         None
+    }
+
+    /// Whether nothing is under way that was begun; page requests are counted
+    /// elsewhere.
+    fn is_drained(&self) -> bool {
+        true
+    }
+
+    /// Where work is submitted: BAR, offset and bytes, whole pages. A program
+    /// that has to know of each submission while the device drains stores there
+    /// by `write`. Constant.
+    fn portals(&self) -> Vec<(usize, u64, u64)> {
+        Vec::new()
     }
 
     /// Its state, without what configuration space and the windows' pages are
@@ -139,6 +153,8 @@ struct Model {
     /// The windows are full of ones.
     ones: bool,
     activity: Activity,
+    /// Who is told that it has drained.
+    drain: Option<Arc<dyn Event>>,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -160,6 +176,7 @@ impl Endpoint {
             responds: true,
             ones: false,
             activity: Activity::Running,
+            drain: None,
         };
         let page_requests = PageRequests::new(spec.pasid.is_some());
         Arc::new_cyclic(|endpoint| Endpoint {
@@ -269,9 +286,10 @@ impl Endpoint {
     pub fn set_activity(&self, activity: Activity, now: Nanos) {
         let mut model = self.lock();
         let old = model.activity;
-        if old == activity {
+        if old == activity || (old, activity) == (Activity::Draining, Activity::Quiesced) {
             return;
         }
+        model.drain = None;
         // What has come from other devices came while it was as it was.
         if activity == Activity::Stopped {
             self.shut(&mut model, now);
@@ -292,6 +310,39 @@ impl Endpoint {
         }
         drop(model);
         self.kick();
+    }
+
+    /// From now on the device begins nothing new, and it is quiesced when what it
+    /// has begun is over and no page request is out: then `done` is signalled,
+    /// once, perhaps before the return. Any other change of what it may do ends
+    /// that, and `done` stays silent.
+    pub fn drain(&self, done: Arc<dyn Event>, now: Nanos) {
+        let mut model = self.lock();
+        self.deliver(&mut model, now);
+        model.activity = Activity::Draining;
+        model.drain = Some(done);
+        self.end_drain(&mut model, now);
+        drop(model);
+        self.kick();
+    }
+
+    fn end_drain(&self, model: &mut Model, now: Nanos) {
+        if model.activity != Activity::Draining
+            || self.page_requests.outstanding() > 0
+            || !self.with(model, now, |device, _| device.is_drained())
+        {
+            return;
+        }
+        model.activity = Activity::Quiesced;
+        if let Some(done) = model.drain.take() {
+            done.signal();
+        }
+    }
+
+    /// [`Device::portals`].
+    #[must_use]
+    pub fn portals(&self) -> Vec<(usize, u64, u64)> {
+        self.lock().device.portals()
     }
 
     /// What the device may do.
@@ -349,6 +400,7 @@ impl Endpoint {
     pub fn reset(&self, kind: ResetKind, now: Nanos) {
         let mut model = self.lock();
         drop(self.inbox.take());
+        model.drain = None;
         self.page_requests.reset();
         self.with(&mut model, now, |device, io| {
             device.reset(io, kind);
@@ -367,7 +419,9 @@ impl Endpoint {
             return Some(Turn::Idle);
         }
         self.deliver(&mut model, now);
-        Some(self.with(&mut model, now, |device, io| device.turn(io)))
+        let turn = self.with(&mut model, now, |device, io| device.turn(io));
+        self.end_drain(&mut model, now);
+        Some(turn)
     }
 
     /// A BAR as the target of other devices' DMA; offsets count from its start.
@@ -436,7 +490,7 @@ impl Endpoint {
         let answering = match model.activity {
             _ if !model.memory || !model.responds => Answering::Nobody,
             Activity::Stopped => Answering::Stopped,
-            Activity::Running | Activity::Quiesced => Answering::Device,
+            Activity::Running | Activity::Draining | Activity::Quiesced => Answering::Device,
         };
         self.inbox.set(answering, &model.windows);
     }

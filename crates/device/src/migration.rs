@@ -10,6 +10,9 @@ pub enum Activity {
     /// Everything.
     #[default]
     Running,
+    /// It answers and takes in and begins nothing new, but goes on with what it
+    /// has begun until that is over ([`Endpoint::drain`](crate::Endpoint::drain)).
+    Draining,
     /// It answers and takes in, but starts no DMA: what is submitted waits
     /// (RUNNING_P2P, MIG-046 to MIG-049).
     Quiesced,

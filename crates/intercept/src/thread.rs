@@ -134,6 +134,13 @@ impl Caller for Thread<'_> {
         self.given(file, giver.listener.add_fd(giver.id, description.as_fd(), true).map_err(to_core))
     }
 
+    fn new_event(&self) -> Result<(i32, Arc<dyn Event>), Errno> {
+        let giver = self.giver.ok_or(Errno::EMFILE)?;
+        let event = sys::event::EventFd::create(0, false, false)?;
+        let fd = giver.listener.add_fd(giver.id, event.as_fd(), true).map_err(to_core)?;
+        Ok((fd, event))
+    }
+
     fn new_queue(&self, file: FileId) -> Result<(i32, Arc<dyn Readiness>), Errno> {
         self.queue(file, Access::ReadWrite)
     }

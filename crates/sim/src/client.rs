@@ -270,6 +270,11 @@ impl Caller for Client {
         Ok(self.install(Fd::File(file)))
     }
 
+    fn new_event(&self) -> Result<(i32, Arc<dyn Event>), Errno> {
+        let event = Arc::<CountedEvent>::default();
+        Ok((self.install(Fd::Event(Arc::clone(&event))), event))
+    }
+
     fn new_queue(&self, file: FileId) -> Result<(i32, Arc<dyn Readiness>), Errno> {
         Ok((self.install(Fd::File(file)), Arc::new(Unwatched)))
     }

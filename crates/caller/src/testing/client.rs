@@ -160,6 +160,14 @@ impl Client {
         (self.install(Fd::Event(Arc::clone(&counter))), counter)
     }
 
+    /// The eventfd behind a descriptor, if it is one.
+    pub fn counter(&self, fd: i32) -> Option<Arc<Counter>> {
+        match self.fds.borrow().get(&fd)? {
+            Fd::Event(counter) => Some(Arc::clone(counter)),
+            _ => None,
+        }
+    }
+
     /// Whether a descriptor is open.
     pub fn is_open(&self, fd: i32) -> bool {
         self.fds.borrow().contains_key(&fd)
@@ -326,6 +334,14 @@ impl Caller for Client {
             return Err(Errno::EMFILE);
         }
         Ok(self.fd(file))
+    }
+
+    fn new_event(&self) -> Result<(i32, Arc<dyn Event>), Errno> {
+        if self.fds.borrow().len() >= self.max_fds.get() {
+            return Err(Errno::EMFILE);
+        }
+        let (fd, counter) = self.eventfd();
+        Ok((fd, counter))
     }
 
     fn new_queue(&self, file: FileId) -> Result<(i32, Arc<dyn Readiness>), Errno> {

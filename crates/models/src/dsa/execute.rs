@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
+use device::migration::Activity;
 use device::{Asked, Io, PageRequests, PageTicket};
 use iommu::{Access, DmaFault, FaultReason, Session};
 use vm_memory::Bytes as _;
@@ -98,7 +99,10 @@ impl Accelerator {
 
     /// Does descriptors of one queue; whether there were any.
     pub(super) fn run_queue(&mut self, io: &Io<'_>, number: usize, budget: &mut Budget) -> bool {
-        if self.queues.get(number).is_none_or(|queue| queue.ready.is_empty() && queue.waiting.is_empty()) {
+        // While it drains only what has begun goes on.
+        let begins = io.activity == Activity::Running;
+        let idle = |queue: &Queue| queue.ready.is_empty() && (queue.waiting.is_empty() || !begins);
+        if self.queues.get(number).is_none_or(idle) {
             return false;
         }
         let rules = self.rules(number);
@@ -106,7 +110,7 @@ impl Accelerator {
         let mut any = false;
         while !budget.is_spent() {
             let Some(queue) = self.queues.get_mut(number) else { break };
-            let Some(mut job) = next_job(queue, |_| true) else { break };
+            let Some(mut job) = next_job(queue, begins, |_| true) else { break };
             let pasid = rules.pasid_of(&job.descriptor);
             let mut dma = match pasid {
                 Some(pasid) => io.dma.session_pasid(pasid),
@@ -143,7 +147,7 @@ impl Accelerator {
                 if budget.is_spent() {
                     break false;
                 }
-                job = match next_job(queue, |next| rules.pasid_of(next) == pasid) {
+                job = match next_job(queue, begins, |next| rules.pasid_of(next) == pasid) {
                     Some(next) => next,
                     None => break false,
                 };
@@ -162,12 +166,13 @@ impl Accelerator {
     }
 }
 
-/// Takes the next job of a queue, if it is one of those that are wanted.
-fn next_job(queue: &mut Queue, wanted: impl Fn(&Descriptor) -> bool) -> Option<Job> {
+/// Takes the next job of a queue, if it is one of those that are wanted; with
+/// `begins` perhaps a new one.
+fn next_job(queue: &mut Queue, begins: bool, wanted: impl Fn(&Descriptor) -> bool) -> Option<Job> {
     if let Some(job) = queue.ready.front() {
         return if wanted(&job.descriptor) { queue.ready.pop_front() } else { None };
     }
-    let next = queue.waiting.front().filter(|next| wanted(next))?;
+    let next = queue.waiting.front().filter(|next| begins && wanted(next))?;
     if next.opcode() == opcode::DRAIN && queue.holds(next) {
         return None;
     }

@@ -256,7 +256,7 @@ impl Device for Accelerator {
 
     fn turn(&mut self, io: &mut Io<'_>) -> Turn {
         let found = self.look(io) | self.take_answers(io);
-        if io.activity != Activity::Running {
+        if !matches!(io.activity, Activity::Running | Activity::Draining) {
             // What is submitted is kept, and waits (MIG-049).
             return Turn::Idle;
         }
@@ -288,6 +288,14 @@ impl Device for Accelerator {
             ResetKind::FunctionLevel => ResetType::FunctionLevel,
             ResetKind::PowerManagement | ResetKind::Bus => ResetType::Warm,
         });
+    }
+
+    fn is_drained(&self) -> bool {
+        self.queues.iter().all(|queue| queue.ready.is_empty() && queue.blocked.is_empty())
+    }
+
+    fn portals(&self) -> Vec<(usize, u64, u64)> {
+        vec![(PORTAL_BAR, 0, self.config.portal_bytes())]
     }
 
     fn identity(&self) -> Option<Vec<u8>> {

@@ -7,6 +7,7 @@
 pub mod cdev;
 pub mod container;
 pub mod device;
+pub mod draining;
 pub mod group;
 pub mod migration;
 pub mod recovery;

@@ -5,6 +5,7 @@ use ::device::Board;
 use caller::{Caller, FileId, FileIds};
 use uapi::Errno;
 use uapi::vfio::device::{DmaBuf, DmaRange, Feature, FeatureFlags, LowPowerWakeup, feature, region_index};
+use uapi::vfio::draining::DRAIN;
 use uapi::vfio::recovery::{ERROR_RECOVERY, ErrorRecovery};
 use zerocopy::IntoBytes;
 
@@ -90,6 +91,7 @@ impl Device {
                 }
                 Ok(0)
             }
+            DRAIN => self.drain_feature(&request, caller).map(|()| 0),
             feature::DMA_BUF => self.dma_buf(&request, caller),
             ERROR_RECOVERY => match request.check(FeatureFlags::GET | FeatureFlags::SET, size_of::<ErrorRecovery>())? {
                 false => Ok(0),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What happens on the way from one state to the next (MIG-013 to MIG-018).
 
-use ::device::migration::{Failure, LoadError, Stage};
+use ::device::migration::{Activity, Failure, LoadError, Stage};
 use ::device::{Board, Nanos};
 use uapi::Errno;
 
@@ -57,7 +57,14 @@ impl Migration {
 
     fn enter(&mut self, state: State, now: Nanos) {
         self.state = state;
-        self.endpoint.set_activity(self.activity(state), now);
+        let activity = self.activity(state);
+        match self.drain.take() {
+            Some(done) if activity == Activity::Quiesced => self.endpoint.drain(done, now),
+            later => {
+                self.drain = later;
+                self.endpoint.set_activity(activity, now);
+            }
+        }
     }
 
     fn go(&mut self, to: State, board: &Board, now: Nanos) -> Result<bool, Errno> {

@@ -98,6 +98,13 @@ impl Migration {
             mig.device_state = self.state as u32;
             return no_stream(mig, Ok(()));
         }
+        if self.drains {
+            match self.drain_for(mig.device_state) {
+                Err(errno) => return no_stream(mig, Err(errno)),
+                Ok(true) => return self.set_and_drain(request, mig, caller, board, now).map(|()| None),
+                Ok(false) => {}
+            }
+        }
         match self.set_state(mig.device_state, board, now) {
             Err(errno) => no_stream(mig, Err(errno)),
             Ok(false) => no_stream(mig, Ok(())),

@@ -4,8 +4,9 @@
 //!
 //! `fsm` knows the states and ways, `arcs` what happens on one, `saving` and
 //! `loading` the streams, `stream` their files, `memory` the internal state
-//! that a lab gives a device, `logging` the tracking of written pages, and
-//! `features` decodes the calls.
+//! that a lab gives a device, `logging` the tracking of written pages,
+//! `draining` the extension that finishes page requests first, and `features`
+//! decodes the calls.
 //!
 //! Choices where Linux's drivers differ: a stream that has no more for now
 //! gives ENOMSG in PRE_COPY (MIG-028), `poll` shows every stream ready, as of
@@ -14,6 +15,7 @@
 //! (MIG-032).
 
 mod arcs;
+mod draining;
 mod features;
 mod fsm;
 mod loading;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 
 use ::device::migration::{self, Activity, P2pStop};
 use ::device::saved::Writer;
-use ::device::{Board, Endpoint, Nanos};
+use ::device::{Board, Endpoint, Event, Nanos};
 use caller::{FileId, Readiness};
 use pci::Address;
 use uapi::vfio::migration::MigrationFlags;
@@ -53,6 +55,10 @@ pub(super) struct Migration {
     logging: Option<Logging>,
     /// The user understands version 2 of the pre-copy information (MIG-043).
     precopy_v2: bool,
+    /// The user has asked for draining (extension).
+    drains: bool,
+    /// Who is told that the drain is over which the present call begins.
+    drain: Option<Arc<dyn Event>>,
     /// Whose state it takes.
     hello: Vec<u8>,
 }
@@ -93,6 +99,8 @@ impl Migration {
             session: None,
             logging: None,
             precopy_v2: false,
+            drains: false,
+            drain: None,
             hello: hello(endpoint, &identity),
         })
     }
@@ -124,6 +132,7 @@ impl Migration {
         self.stop_logging();
         self.reset(now);
         self.precopy_v2 = false;
+        self.drains = false;
     }
 
     /// What the device may do in a state.
