@@ -327,8 +327,8 @@ impl Host {
             }
             Some(FileKind::Iommufd | FileKind::IommufdObject) => self.iommufd.release(file),
             Some(FileKind::VhostVdpa) => {
-                let freed = self.vdpa.vdpa.release(file);
-                if freed {
+                let left = self.vdpa.release(file);
+                if left {
                     self.changed();
                 }
             }

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The lab's vdpa bus: devices from their descriptions, and its management.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use caller::FileId;
 use device::virtio::VirtioEndpoint;
 use serde::{Deserialize, Serialize};
 use uapi::Errno;
@@ -20,6 +23,17 @@ pub(crate) struct VdpaBus {
     maker: VirtioMaker,
     /// `/sys/bus/vdpa` is there: there is or was a device.
     pub(crate) shown: bool,
+    /// Who is told when a device has gone, by its name.
+    leaving: BTreeMap<String, Gone>,
+}
+
+/// Is called when a device that was deleted has gone.
+struct Gone(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gone")
+    }
 }
 
 /// A device of the bus, as `vdpa dev show` tells of it.
@@ -78,7 +92,16 @@ pub enum VdpaError {
 
 impl VdpaBus {
     pub(crate) fn new(vdpa: Vdpa) -> VdpaBus {
-        VdpaBus { vdpa, maker: VirtioMaker::default(), shown: false }
+        VdpaBus { vdpa, maker: VirtioMaker::default(), shown: false, leaving: BTreeMap::new() }
+    }
+
+    /// The last reference to a file has gone; whether a device went with it.
+    pub(crate) fn release(&mut self, file: FileId) -> bool {
+        let Some(name) = self.vdpa.release(file) else { return false };
+        if let Some(Gone(tell)) = self.leaving.remove(&name) {
+            tell();
+        }
+        true
     }
 
     /// Makes a device and puts it on the bus; its name.
@@ -122,12 +145,16 @@ impl Host {
         Ok(name)
     }
 
-    /// Deletes a device as `vdpa dev del` does; whether it waits for its file
-    /// to be closed (VDPA-1.9).
-    pub fn vdpa_delete(&mut self, name: &str) -> Result<bool, VdpaError> {
-        let deletion = self.vdpa.vdpa.delete(name).map_err(|errno| refused(name, errno))?;
+    /// Deletes a device as `vdpa dev del` does. `gone` is called when it has
+    /// gone: before the return, or when its file is closed (VDPA-1.9). It is
+    /// called with the host locked.
+    pub fn vdpa_delete(&mut self, name: &str, gone: impl FnOnce() + Send + 'static) -> Result<(), VdpaError> {
+        match self.vdpa.vdpa.delete(name).map_err(|errno| refused(name, errno))? {
+            Deletion::Done => gone(),
+            Deletion::Waits => drop(self.vdpa.leaving.insert(name.to_owned(), Gone(Box::new(gone)))),
+        }
         self.changed();
-        Ok(deletion == Deletion::Waits)
+        Ok(())
     }
 
     /// Whether a device is there, one that is leaving included.

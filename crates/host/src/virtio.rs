@@ -36,8 +36,8 @@ impl VirtioMaker {
     }
 
     fn net(&mut self, name: &str, spec: &NetSpec, storage: &dyn Storage) -> Result<Box<dyn VirtioDevice>, LabError> {
-        let NetSpec { network, mac, mtu, pairs, control, mergeable, offloads, rings } = spec;
-        let RingSpec { size, packed, in_order } = *rings;
+        let NetSpec { network, mac, mtu, pairs, control, mergeable, offloads, announce, rings } = spec;
+        let RingSpec { size, packed, in_order, indirect } = *rings;
         let port = self.port(network, *pairs, storage)?;
         let config = net::Config {
             mtu: *mtu,
@@ -48,6 +48,8 @@ impl VirtioMaker {
             offloads: *offloads,
             packed,
             in_order,
+            indirect,
+            announce: *announce,
             ..net::Config::new(port, mac.unwrap_or_else(|| address(name)))
         };
         Ok(Box::new(net::Net::new(config)))
@@ -77,7 +79,7 @@ impl VirtioMaker {
 
 fn blk(name: &str, spec: &BlkSpec, storage: &dyn Storage) -> Result<Box<dyn VirtioDevice>, LabError> {
     let BlkSpec { disk, queues, block_size, serial, rings } = spec;
-    let RingSpec { size, packed, in_order } = *rings;
+    let RingSpec { size, packed, in_order, indirect } = *rings;
     let medium = storage.open(disk).map_err(|message| LabError::new(&disk.place, message))?;
     check_size(&disk.place, medium.len(), *block_size)?;
     let config = blk::Config {
@@ -87,6 +89,7 @@ fn blk(name: &str, spec: &BlkSpec, storage: &dyn Storage) -> Result<Box<dyn Virt
         serial: serial.clone().unwrap_or_else(|| name.to_owned()),
         packed,
         in_order,
+        indirect,
         ..blk::Config::new(medium)
     };
     Ok(Box::new(blk::Blk::new(config)))

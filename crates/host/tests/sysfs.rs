@@ -434,6 +434,7 @@ fn vdpa_devices_have_nodes() {
     let devices = host.vdpa_devices();
     assert_eq!((devices[1].kind.as_str(), devices[1].max_vqs, devices[1].max_vq_size), ("network", 3, 256));
     assert_eq!((devices[0].kind.as_str(), devices[0].mgmtdev.as_str()), ("block", "vdpasim_blk"));
+    assert_eq!((devices[0].vendor_id, devices[1].vendor_id), (0, 0), "the parent says it");
     // vdpa_sim's disk has 0x40000 sectors.
     assert_eq!(host.vdpa_config("disk").unwrap().capacity, Some(0x40000));
 
@@ -452,8 +453,14 @@ fn vdpa_devices_have_nodes() {
     assert_eq!(host.vdpa_add("blk,name=more,size=1M"), Ok("more".into()));
     assert!(host.vdpa_add("blk,name=more").is_err_and(|error| error.to_string() == "more: EEXIST"));
     assert!(host.generation() > generation && node(&host, "/dev/vhost-vdpa-2").is_some());
-    assert_eq!((host.vdpa_delete("more"), host.vdpa_delete("vdpa0")), (Ok(false), Ok(true)));
+    let (tell, gone) = std::sync::mpsc::channel();
+    for name in ["more", "vdpa0"] {
+        let tell = tell.clone();
+        assert_eq!(host.vdpa_delete(name, move || tell.send(name).unwrap()), Ok(()));
+    }
+    assert_eq!(gone.try_iter().collect::<Vec<_>>(), ["more"], "the other one is open");
     assert!(node(&host, "/dev/vhost-vdpa-0").is_none() && host.vdpa_exists("vdpa0"));
     host.release(file);
     assert!(!host.vdpa_exists("vdpa0"));
+    assert_eq!(gone.try_iter().collect::<Vec<_>>(), ["vdpa0"]);
 }

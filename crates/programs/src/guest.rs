@@ -42,6 +42,13 @@ impl Guest {
         guest
     }
 
+    /// When the guest reboots, it does; without this QEMU ends.
+    #[must_use]
+    pub fn reboots(mut self) -> Guest {
+        self.arguments.retain(|argument| argument != "-no-reboot");
+        self
+    }
+
     /// A guest that boots from a disk of its own.
     #[must_use]
     pub fn from_disk() -> Guest {

@@ -13,6 +13,7 @@ mod hugepages;
 mod kselftest;
 mod live;
 mod machine;
+mod network;
 mod place;
 mod run;
 
@@ -22,6 +23,7 @@ pub use hugepages::HugePages;
 pub use kselftest::{Expected, Report, Verdict, selftest};
 pub use live::{Live, Monitor};
 pub use machine::{Machine, arcs};
+pub use network::{Network, PEER};
 pub use place::{Place, build_file, example, need_program, vfuse_binary};
 pub use run::{Vfuse, Way};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::geteuid;
 
-use crate::{Live, Outcome, Place, run_child, vfuse_binary};
+use crate::{Live, Network, Outcome, Place, need_program, run_child, vfuse_binary};
 
 /// The unprivileged user and group of the tests that root starts.
 const NOBODY: u32 = 65534;
@@ -87,6 +87,7 @@ pub struct Vfuse {
     way: Way,
     options: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
+    network: Option<String>,
     limit: Duration,
 }
 
@@ -94,7 +95,14 @@ impl Vfuse {
     /// With the default lab.
     #[must_use]
     pub fn new(way: Way) -> Vfuse {
-        Vfuse { place: Place::new(), way, options: Vec::new(), environment: Vec::new(), limit: Duration::from_secs(60) }
+        Vfuse {
+            place: Place::new(),
+            way,
+            options: Vec::new(),
+            environment: Vec::new(),
+            network: None,
+            limit: Duration::from_secs(60),
+        }
     }
 
     /// Adds options.
@@ -120,6 +128,13 @@ impl Vfuse {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Vfuse {
         self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Runs in this network; only root can.
+    #[must_use]
+    pub fn in_network(mut self, network: &Network) -> Vfuse {
+        self.network = Some(network.path());
         self
     }
 
@@ -173,7 +188,14 @@ impl Vfuse {
     #[must_use]
     pub fn command<S: AsRef<OsStr>>(&self, program: impl IntoIterator<Item = S>) -> Command {
         let vfuse = self.place.program(&vfuse_binary());
-        let mut command = self.way.command(vfuse);
+        let mut command = match &self.network {
+            None => self.way.command(vfuse),
+            Some(path) => {
+                let mut command = self.way.command(need_program("nsenter"));
+                command.arg(format!("--net={path}")).arg("--").arg(vfuse);
+                command
+            }
+        };
         command.arg("run").arg("--isolation").arg(self.way.isolation()).args(&self.options).arg("--");
         command.args(program).current_dir(self.place.path("")).env_remove("RUST_LOG");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));

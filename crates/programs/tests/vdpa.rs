@@ -1,21 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A program of vhost-vdpa: the node as it is found and used in each way.
+//! Programs of vhost-vdpa: the node as it is found and used in each way, and
+//! rust-vmm's `vhost` crate.
 
-use programs::{Vfuse, in_each_way};
-
-/// The example program beside this test.
-fn example() -> std::path::PathBuf {
-    let test = std::env::current_exe().expect("the test's own path");
-    let target = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
-    target.join("examples/vdpa")
-}
+use programs::{Vfuse, Way, example, in_each_way};
 
 in_each_way! {
     /// VDPA-1.1, VDPA-1.2, VDPA-7.3, VDPA-8.10, VNET-3.1: how programs find a
     /// node, that it is open once, and messages through `write`.
     fn a_node_is_found_and_used(way) {
         let vfuse = Vfuse::new(way).locks_memory().options(["--vdpa", "blk,size=1M,name=disk"]);
-        let program = vfuse.place.program(&example());
+        let program = vfuse.place.program(&example("vdpa"));
         let outcome = vfuse.run([program]);
         outcome.succeeded().said("UPDATE: Ok(72)").said("UPDATE of the same range: Err(\"Bad address (os error 14)\")");
         outcome.said("INVALIDATE: Ok(72)\nUPDATE: Ok(72)");
@@ -29,5 +23,33 @@ in_each_way! {
                  (exec 8<>/dev/vhost-vdpa-0) 2>&1 | grep -q 'busy'",
             )
             .succeeded();
+    }
+}
+
+in_each_way! {
+    /// VNET-5, VDPA-8.17 e, T4: rust-vmm's crate, used as Cloud Hypervisor does:
+    /// memory is mapped once, everything offered is acknowledged, and after each
+    /// reset the device goes on with nothing mapped anew.
+    fn rust_vmm_maps_once(way) {
+        for parent in ["sim", "mlx5", "platform"] {
+            let vfuse = Vfuse::new(way).locks_memory().options(["--vdpa", &format!("blk,size=1M,parent={parent}")]);
+            let outcome = vfuse.run([vfuse.place.program(&example("rust_vmm"))]);
+            outcome.succeeded().said("device 2 of 1 queues\nsectors 2048\nwrite Some(0)\ninterrupts 1\n");
+            let again = "after a reset: read Some(0), as written true\n";
+            outcome.said(&again.repeat(3));
+        }
+    }
+}
+
+/// VNET-5.5, VDPA-8.10, T4: without IOTLB_PERSIST a device that wipes does not
+/// find its ring after a reset, and one behind the platform's IOMMU does.
+#[test]
+fn rust_vmm_without_persist() {
+    for (parent, after) in [("sim", "read None, as written false"), ("platform", "read Some(0), as written true")] {
+        let vfuse = Vfuse::new(Way::RootNamespaces).locks_memory();
+        let vfuse = vfuse.options(["--vdpa", &format!("blk,size=1M,parent={parent}")]);
+        let program = vfuse.place.program(&example("rust_vmm"));
+        let outcome = vfuse.run([program.as_os_str(), "without-persist".as_ref()]);
+        outcome.succeeded().said("write Some(0)").said(&format!("after a reset: {after}"));
     }
 }

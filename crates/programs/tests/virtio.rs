@@ -91,28 +91,46 @@ fn sum(report: &GuestReport, name: &str) -> String {
     report.value(name).split(' ').next().unwrap_or_default().to_owned()
 }
 
-/// VNET-2.2: QEMU's generic device. The guest's driver and the lab's disk
-/// see the same bytes, before and after the guest writes.
-#[test]
-fn guest_and_host_see_one_disk() {
-    const SCRIPT: &str = "
-        insmod /lib/modules/virtio_blk.ko
-        disk=/dev/vda
-        echo before=$(sha256sum < $disk)
-        dd if=/dev/urandom of=/tmp/random bs=1M count=2 2>/dev/null
-        dd if=/tmp/random of=$disk bs=64k seek=16 conv=fsync 2>/dev/null
-        echo 3 > /proc/sys/vm/drop_caches
-        echo after=$(sha256sum < $disk)
-        echo serial=$(cat /sys/block/vda/serial)
-    ";
-    let vfuse = Vfuse::new(Way::RootNamespaces).limit(LIMIT);
-    let disk = TestDisk::patterned(&vfuse.place, "disk", 16 << 20);
-    let before = disk.sha256();
-    let vfuse = vfuse.options(["--vdpa", &format!("blk,serial=a-disk,file={}", disk.path.display())]);
-    let guest = Guest::new(&vfuse.place, SCRIPT).with(MEMFD).with(["-device", DEVICE]);
-    let report = GuestReport::of(&vfuse.run(guest.program()));
-    assert_eq!(sum(&report, "before"), before);
-    assert_eq!(sum(&report, "after"), disk.sha256());
-    assert_ne!(sum(&report, "after"), before, "the guest wrote random bytes");
-    assert_eq!(report.value("serial"), "a-disk");
+in_each_way! {
+    /// VNET-2.2: QEMU's generic device. The guest's driver and the lab's disk
+    /// see the same bytes, before and after the guest writes.
+    fn guest_and_host_see_one_disk(way) {
+        const SCRIPT: &str = "
+            insmod /lib/modules/virtio_blk.ko
+            disk=/dev/vda
+            echo before=$(sha256sum < $disk)
+            dd if=/dev/urandom of=/tmp/random bs=1M count=2 2>/dev/null
+            dd if=/tmp/random of=$disk bs=64k seek=16 conv=fsync 2>/dev/null
+            echo 3 > /proc/sys/vm/drop_caches
+            echo after=$(sha256sum < $disk)
+            echo serial=$(cat /sys/block/vda/serial)
+        ";
+        let vfuse = Vfuse::new(way).limit(LIMIT);
+        let disk = TestDisk::patterned(&vfuse.place, "disk", 16 << 20);
+        let before = disk.sha256();
+        let vfuse = vfuse.options(["--vdpa", &format!("blk,serial=a-disk,file={}", disk.path.display())]);
+        let guest = Guest::new(&vfuse.place, SCRIPT).with(MEMFD).with(["-device", DEVICE]);
+        let report = GuestReport::of(&vfuse.run(guest.program()));
+        assert_eq!(sum(&report, "before"), before);
+        assert_eq!(sum(&report, "after"), disk.sha256());
+        assert_ne!(sum(&report, "after"), before, "the guest wrote random bytes");
+        assert_eq!(report.value("serial"), "a-disk");
+    }
+
+    /// VNET-2.1, VNET-2.2: the firmware's driver loads a boot loader, that one
+    /// the kernel, whose driver then finds the same disk. Each of them resets
+    /// the device that the one before has left, and maps come and go while
+    /// the firmware moves its memory about.
+    fn guest_boots_from_the_disk(way) {
+        const SCRIPT: &str = "
+            insmod /lib/modules/virtio_blk.ko
+            echo sum=$(sha256sum < /dev/vda)
+        ";
+        let vfuse = Vfuse::new(way).limit(LIMIT);
+        let disk = TestDisk::bootable(&vfuse.place, "disk", SCRIPT);
+        let vfuse = vfuse.options(["--vdpa", &format!("blk,file={}", disk.path.display())]);
+        let guest = Guest::from_disk().with(MEMFD).with(["-device", &format!("{DEVICE},bootindex=0")]);
+        let report = GuestReport::of(&vfuse.run(guest.program()));
+        assert_eq!(sum(&report, "sum"), disk.sha256());
+    }
 }

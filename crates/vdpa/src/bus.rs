@@ -215,7 +215,7 @@ fn info(device: &VdpaDevice) -> DeviceInfo {
         parent: device.driver.spec.parent.name(),
         node: device.number,
         device_id: spec.device_id,
-        vendor_id: spec.vendor_id,
+        vendor_id: device.driver.spec.vendor.unwrap_or(spec.vendor_id),
         queues: device.driver.queues(),
         max_size: device.driver.max_size(),
         open: device.open.is_some(),

@@ -115,18 +115,18 @@ impl Vdpa {
         self.device(file)?.open.as_ref()?.pages.clone()
     }
 
-    /// The last reference to a file has gone. The device that waited for it to
-    /// be deleted goes too (VDPA-1.9); whether it did.
-    pub fn release(&mut self, file: FileId) -> bool {
-        let Some(name) = self.files.remove(&file) else { return false };
+    /// The last reference to a file has gone. A device that waited for it to be
+    /// deleted goes too (VDPA-1.9): its name.
+    pub fn release(&mut self, file: FileId) -> Option<String> {
+        let name = self.files.remove(&file)?;
         let Vdpa { devices, platform, accounts, .. } = self;
-        let Some(device) = devices.get_mut(&name) else { return false };
+        let device = devices.get_mut(&name)?;
         device.close(platform, accounts);
-        let leaves = device.leaving;
-        if leaves {
-            devices.remove(&name);
+        if !device.leaving {
+            return None;
         }
-        leaves
+        devices.remove(&name);
+        Some(name)
     }
 
     fn device(&self, file: FileId) -> Option<&VdpaDevice> {

@@ -28,6 +28,8 @@ pub struct Seen {
     pub kicks: Vec<u16>,
     /// Buffers taken.
     pub taken: u64,
+    /// Looks at a ring that was not there.
+    pub faults: u64,
     /// What was written to configuration space.
     pub config: Vec<u8>,
 }
@@ -56,7 +58,7 @@ impl LoopBack {
         let queue = |group| QueueSpec { group, max_size: 256 };
         VirtioSpec {
             device_id: 1,
-            vendor_id: 0,
+            vendor_id: 0x1af4,
             features: feature::VERSION_1 | feature::ACCESS_PLATFORM | feature::ANY_LAYOUT | 1 << 17,
             queues: vec![queue(0), queue(0), queue(1)],
             groups: 2,
@@ -83,8 +85,9 @@ impl LoopBack {
         let mut session = dma.session();
         let mut word = |iova: u64| {
             let mut bytes = [0; 2];
-            session.read(iova, &mut bytes).ok()?;
-            Some(u16::from_le_bytes(bytes))
+            let read = session.read(iova, &mut bytes);
+            self.seen.lock().unwrap().faults += u64::from(read.is_err());
+            read.ok().map(|()| u16::from_le_bytes(bytes))
         };
         if word(setup.driver + 2)? == next {
             return None;

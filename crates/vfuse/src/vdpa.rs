@@ -3,7 +3,6 @@
 //! of the control socket behind it.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use axum::extract::{Path, State};
@@ -14,9 +13,6 @@ use host::{VdpaConfig, VdpaError, VdpaInfo, vdpa_table};
 
 use crate::args::{VdpaCommand, VdpaDevCommand};
 use crate::control::{Refused, Shared, ask, post_to};
-
-/// How often a deletion looks whether the device is gone.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// Runs a command.
 pub(crate) fn command(command: &VdpaCommand) -> Result<ExitCode> {
@@ -89,12 +85,16 @@ async fn add(State(shared): State<Shared>, body: String) -> Result<String, Refus
 }
 
 async fn delete(State(shared): State<Shared>, Path(name): Path<String>) -> Result<(), Refused> {
-    let waits = shared.lock().vdpa_delete(&name).map_err(refused)?;
+    let (tell, gone) = tokio::sync::oneshot::channel();
+    // Nobody is told who has given up.
+    let tell = move || {
+        let _ = tell.send(());
+    };
+    shared.lock().vdpa_delete(&name, tell).map_err(refused)?;
     shared.waker.wake();
-    // Whoever deletes waits for the last close, as Linux has it.
-    while waits && shared.lock().vdpa_exists(&name) {
-        tokio::time::sleep(LOOK).await;
-    }
+    // Whoever deletes waits for the last close, as Linux has it. The lab ends
+    // without a word.
+    let _ = gone.await;
     Ok(())
 }
 

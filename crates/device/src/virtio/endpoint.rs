@@ -241,6 +241,17 @@ impl VirtioEndpoint {
         model.device.set_features(0);
     }
 
+    /// Does something while the device has no turn: what changes meanwhile
+    /// changes at once for it.
+    pub fn still<R>(&self, change: impl FnOnce() -> R) -> R {
+        let model = self.lock();
+        let result = change();
+        drop(model);
+        // A turn may have come in vain.
+        self.wake();
+        result
+    }
+
     /// Reads configuration space; bytes beyond it are zeros.
     pub fn read_config(&self, offset: u32, data: &mut [u8]) {
         data.fill(0);

@@ -27,6 +27,8 @@ pub struct RingSpec {
     pub packed: bool,
     /// Whether IN_ORDER is offered.
     pub in_order: bool,
+    /// Whether indirect descriptors are offered.
+    pub indirect: bool,
 }
 
 /// Keys of `model = "net"`.
@@ -46,6 +48,8 @@ pub struct NetSpec {
     pub mergeable: bool,
     /// Whether checksums and segmentation are offered.
     pub offloads: bool,
+    /// Whether the driver may be asked to announce itself.
+    pub announce: bool,
     /// Its queues.
     pub rings: RingSpec,
 }
@@ -163,8 +167,11 @@ impl NetSpec {
         }
         let Switch(mergeable) = section.take_or("mergeable", Switch(true))?;
         let Switch(offloads) = section.take_or("offloads", Switch(true))?;
-        let rings = RingSpec::decode(section)?;
-        Ok(NetSpec { network, mac, mtu, pairs, control, mergeable, offloads, rings })
+        // QEMU refuses to shadow the queues of a device that offers one of these
+        // (VNET-2.5.8); vdpa_sim and mlx5_vdpa do not.
+        let Switch(announce) = section.take_or("announce", Switch(false))?;
+        let rings = RingSpec::decode(section, false)?;
+        Ok(NetSpec { network, mac, mtu, pairs, control, mergeable, offloads, announce, rings })
     }
 }
 
@@ -183,13 +190,13 @@ impl BlkSpec {
         }
         // vdpa_sim's size (VDPA-9.4).
         let disk = DiskSpec::decode(section, 128 << 20)?;
-        let rings = RingSpec::decode(section)?;
+        let rings = RingSpec::decode(section, true)?;
         Ok(BlkSpec { disk, queues, block_size: block_size as u32, serial, rings })
     }
 }
 
 impl RingSpec {
-    fn decode(section: &mut Section) -> Result<RingSpec, LabError> {
+    fn decode(section: &mut Section, indirect: bool) -> Result<RingSpec, LabError> {
         let place = section.place_of("queue_size");
         let size = number(section, "queue_size", 256, 2..=32768)?;
         if !size.is_power_of_two() {
@@ -197,7 +204,8 @@ impl RingSpec {
         }
         let Switch(packed) = section.take_or("packed", Switch(false))?;
         let Switch(in_order) = section.take_or("in_order", Switch(false))?;
-        Ok(RingSpec { size: size as u16, packed, in_order })
+        let Switch(indirect) = section.take_or("indirect", Switch(indirect))?;
+        Ok(RingSpec { size: size as u16, packed, in_order, indirect })
     }
 }
 
@@ -223,15 +231,15 @@ mod tests {
     fn a_network_device_has_these_keys() {
         let VirtioModel::Net(net) = VirtioModel::parse("x", "net").unwrap() else { panic!() };
         assert_eq!((net.network.kind, net.mac, net.mtu, net.pairs), (NetworkKind::Loop, None, None, 1));
-        assert_eq!(net.rings, RingSpec { size: 256, packed: false, in_order: false });
-        assert!(net.control && net.mergeable && net.offloads);
+        assert_eq!(net.rings, RingSpec { size: 256, packed: false, in_order: false, indirect: false });
+        assert!(net.control && net.mergeable && net.offloads && !net.announce);
         let text = "net,network=tap:t0,pcap=a.pcap,mac=02:00:0a:0B:00:01,mtu=9000,pairs=4,queue_size=1024,packed=on,\
-                    in_order=on,mergeable=off,offloads=off";
+                    in_order=on,indirect=on,announce=on,mergeable=off,offloads=off";
         let VirtioModel::Net(net) = VirtioModel::parse("x", text).unwrap() else { panic!() };
         assert_eq!(net.network.kind, NetworkKind::Tap("t0".into()));
         assert_eq!((net.mac, net.mtu, net.pairs), (Some([2, 0, 10, 11, 0, 1]), Some(9000), 4));
-        assert_eq!(net.rings, RingSpec { size: 1024, packed: true, in_order: true });
-        assert!(!net.mergeable && !net.offloads);
+        assert_eq!(net.rings, RingSpec { size: 1024, packed: true, in_order: true, indirect: true });
+        assert!(!net.mergeable && !net.offloads && net.announce);
         assert_eq!(net.network.pcap, Some("a.pcap".into()));
         fails("net,network=tap", "`tap` is not a network");
         fails("net,network=wire:", "is not a network");
@@ -248,6 +256,7 @@ mod tests {
     fn a_block_device_has_these_keys() {
         let VirtioModel::Blk(blk) = VirtioModel::parse("x", "blk").unwrap() else { panic!() };
         assert_eq!((blk.disk.size, blk.queues, blk.block_size, blk.serial), (Some(128 << 20), 1, 512, None));
+        assert!(blk.rings.indirect);
         let text = "blk,file=/disk,queues=4,block_size=4096,serial=one,read_only=on";
         let VirtioModel::Blk(blk) = VirtioModel::parse("x", text).unwrap() else { panic!() };
         assert_eq!((blk.queues, blk.block_size, blk.serial.as_deref()), (4, 4096, Some("one")));

@@ -14,7 +14,7 @@ use vm_memory::VolatileSlice;
 use super::{Cx, Owner, PAGE};
 use crate::device::VdpaDevice;
 use crate::iotlb::Record;
-use crate::parent::{Identity, Mapping};
+use crate::parent::{Driver, Identity, Mapping};
 
 impl VdpaDevice {
     /// Adds what an UPDATE asks for, all or nothing.
@@ -121,7 +121,8 @@ impl VdpaDevice {
     pub(super) fn hand_over(&mut self, asid: u32) -> Result<(), Errno> {
         let open = self.open.as_mut().ok_or(Errno::EBADF)?;
         let space = open.spaces.get_mut(&asid).ok_or(Errno::EINVAL)?;
-        self.driver.tables.set_map(&self.driver.spec, asid, space)
+        let Driver { spec, tables, endpoint, .. } = &mut self.driver;
+        tables.set_map(spec, asid, space, endpoint)
     }
 
     /// Removes every record that the range touches, whole (VDPA-7.10).

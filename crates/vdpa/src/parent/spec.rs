@@ -115,6 +115,7 @@ impl Parent {
     pub fn spec(self) -> ParentSpec {
         let base = ParentSpec {
             parent: self,
+            vendor: None,
             mapping: Mapping::SetMap,
             use_va: false,
             reset_map: false,
@@ -139,6 +140,7 @@ impl Parent {
         match self {
             // VDPA-9.1, VDPA-9.2
             Parent::Sim => ParentSpec {
+                vendor: Some(0),
                 use_va: true,
                 reset_map: true,
                 compat_reset: true,
@@ -151,8 +153,9 @@ impl Parent {
             Parent::SimDma => {
                 ParentSpec { parent: self, mapping: Mapping::DmaMap, vq_size: true, ..Parent::Sim.spec() }
             }
-            // VDPA-8.4, VDPA-8.6
+            // VDPA-8.4, VDPA-8.6; its PCI vendor
             Parent::Mlx5 => ParentSpec {
+                vendor: Some(0x15b3),
                 reset_map: true,
                 compat_reset: true,
                 one_to_one: true,
@@ -204,6 +207,8 @@ pub const MAX_ENTRIES: usize = 2048;
 pub struct ParentSpec {
     /// Whom it was made after.
     pub parent: Parent,
+    /// The vendor that it says; `None`: what the device says (VDPA-9.3).
+    pub vendor: Option<u32>,
     /// How mappings reach it.
     pub mapping: Mapping,
     /// VA mode: it works on files, not on pinned pages.

@@ -142,16 +142,27 @@ impl Tables {
         }
     }
 
-    /// `set_map`: the table becomes what the records are. On error it is empty.
-    pub(crate) fn set_map(&mut self, spec: &ParentSpec, asid: u32, iotlb: &mut Iotlb) -> Result<(), Errno> {
+    /// `set_map`: the table becomes what the records are, at once as far as the
+    /// device can see (every such driver holds a lock, or stops the device). A
+    /// program may so replace what a running ring lies in, within a batch. On
+    /// error the table is empty.
+    pub(crate) fn set_map(
+        &mut self,
+        spec: &ParentSpec,
+        asid: u32,
+        iotlb: &mut Iotlb,
+        endpoint: &VirtioEndpoint,
+    ) -> Result<(), Errno> {
         let Some(table) = self.tables.get_mut(asid as usize) else { return Err(Errno::EINVAL) };
         let changes = iotlb.take_changes().filter(|_| table.follows && !table.one_to_one);
         let result = if iotlb.len() > spec.table_entries {
             Err(Errno::ENOSPC)
         } else {
-            match changes {
-                Some(changes) => changes.iter().try_for_each(|change| table.apply(*change, iotlb)),
-                None => table.replace(iotlb),
+            match changes.as_deref() {
+                // One change is at once by itself.
+                Some([change]) => table.apply(*change, iotlb),
+                Some(changes) => endpoint.still(|| changes.iter().try_for_each(|change| table.apply(*change, iotlb))),
+                None => endpoint.still(|| table.replace(iotlb)),
             }
         };
         table.follows = result.is_ok();

@@ -137,7 +137,7 @@ fn removal_waits_for_the_last_close() {
     bench.negotiate();
     assert_eq!(bench.update(0, 0, 4096, SHARED), Ok(72));
     assert_eq!(bench.set_status(0xf), Ok(0));
-    assert!(bench.vdpa.release(bench.file));
+    assert_eq!(bench.vdpa.release(bench.file).as_deref(), Some("dev"));
     assert!(!bench.vdpa.exists("dev"));
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use device::Event;
 use device::virtio::{QueueSpec, feature};
 use uapi::Errno;
-use uapi::vhost::{VringAddr, backend, request};
+use uapi::vhost::{VringAddr, backend, iotlb, request};
 
 use crate::testing::{Bench, LoopBack, SHARED};
 use crate::{Parent, ParentSpec};
@@ -210,4 +210,47 @@ fn busy_loop_timeouts_are_remembered() {
     bench.ring(request::SET_VRING_BUSYLOOP_TIMEOUT, 1, 77).unwrap();
     assert_eq!(bench.ask(request::GET_VRING_BUSYLOOP_TIMEOUT, 1), Ok(77));
     assert_eq!(bench.ask(request::GET_VRING_BUSYLOOP_TIMEOUT, 0), Ok(0));
+}
+
+/// VDPA-7.12, VDPA-7.23: a batch changes the table at once. QEMU replaces what a
+/// running ring lies in within one (VNET-2.1.7, VNET-2.2).
+#[test]
+fn a_batch_is_one_change_for_a_device_that_runs() {
+    use ::device::Steppable as _;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    for parent in [Parent::Sim, Parent::Mlx5, Parent::Vduse] {
+        let mut bench = Bench::owned(parent.spec());
+        bench.negotiate();
+        assert_eq!(bench.update(0, 0, 0x10000, SHARED), Ok(72));
+        bench.set_ring(0, 0x1000);
+        assert_eq!(bench.ring(request::VDPA_SET_VRING_ENABLE, 0, 1), Ok(0));
+        assert_eq!(bench.set_status(0xf), Ok(0));
+        let (endpoint, over) = (Arc::clone(&bench.endpoint), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    endpoint.turn(0);
+                }
+            });
+            for _ in 0..300 {
+                for halves in [true, false] {
+                    assert_eq!(bench.batch(0, iotlb::BATCH_BEGIN), Ok(72));
+                    assert_eq!(bench.invalidate(0, 0, 0x10000), Ok(72));
+                    if halves {
+                        assert_eq!(bench.update(0, 0, 0x8000, SHARED), Ok(72));
+                        assert_eq!(bench.update(0, 0x8000, 0x8000, SHARED + 0x8000), Ok(72));
+                    } else {
+                        assert_eq!(bench.update(0, 0, 0x10000, SHARED), Ok(72));
+                    }
+                    assert_eq!(bench.batch(0, iotlb::BATCH_END), Ok(72));
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(bench.seen.lock().unwrap().faults, 0, "{parent}");
+        bench.post(SHARED + 0x1000, 0x5000);
+        bench.settle();
+        assert_eq!(bench.used(SHARED + 0x1000), (1, 1));
+    }
 }

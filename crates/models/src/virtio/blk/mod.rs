@@ -50,6 +50,8 @@ pub struct Config {
     pub packed: bool,
     /// Whether IN_ORDER is offered.
     pub in_order: bool,
+    /// Whether indirect descriptors are offered.
+    pub indirect: bool,
 }
 
 impl Config {
@@ -64,6 +66,7 @@ impl Config {
             serial: String::from("vfuse"),
             packed: false,
             in_order: false,
+            indirect: true,
         }
     }
 }
@@ -108,7 +111,6 @@ impl Blk {
         let mut features = transport::VERSION_1
             | transport::ACCESS_PLATFORM
             | transport::EVENT_IDX
-            | transport::INDIRECT_DESC
             | feature::SEG_MAX
             | feature::BLK_SIZE
             | feature::TOPOLOGY
@@ -122,6 +124,9 @@ impl Blk {
         }
         if self.config.packed {
             features |= transport::RING_PACKED;
+        }
+        if self.config.indirect {
+            features |= transport::INDIRECT_DESC;
         }
         if self.config.in_order {
             features |= transport::IN_ORDER;

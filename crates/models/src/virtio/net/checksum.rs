@@ -16,7 +16,7 @@ pub(super) fn complete(frame: &mut [u8]) -> bool {
     let (start, offset) = (usize::from(header.csum_start.get()), usize::from(header.csum_offset.get()));
     let Some(data) = body.get_mut(start..) else { return false };
     // The place of the sum holds that of the pseudo header.
-    let sum = fold(data);
+    let sum = fold(sum(data));
     let Some(place) = data.get_mut(offset..offset + 2) else { return false };
     // A sum of 0 would mean that there is none.
     place.copy_from_slice(&(if sum == 0xffff { sum } else { !sum }).to_be_bytes());
@@ -27,8 +27,8 @@ pub(super) fn complete(frame: &mut [u8]) -> bool {
     true
 }
 
-/// The ones' complement sum of big endian words.
-fn fold(data: &[u8]) -> u16 {
+/// The sum of big endian words.
+pub(super) fn sum(data: &[u8]) -> u64 {
     let mut words = data.chunks_exact(2);
     let mut sum: u64 = 0;
     for word in &mut words {
@@ -37,6 +37,11 @@ fn fold(data: &[u8]) -> u16 {
     if let [last] = words.remainder() {
         sum += u64::from(*last) << 8;
     }
+    sum
+}
+
+/// A sum as ones' complement has it.
+pub(super) fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -50,8 +55,8 @@ mod tests {
     /// RFC 1071's example: the sum of these words is ddf2.
     #[test]
     fn sums_are_those_of_the_internet() {
-        assert_eq!(fold(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), 0xddf2);
-        assert_eq!(fold(&[0x01, 0x02, 0x03]), 0x0402);
+        assert_eq!(fold(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7])), 0xddf2);
+        assert_eq!(fold(sum(&[0x01, 0x02, 0x03])), 0x0402);
     }
 
     #[test]

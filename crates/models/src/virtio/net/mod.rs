@@ -23,6 +23,7 @@ mod checksum;
 mod control;
 mod filter;
 mod receive;
+mod segment;
 mod transmit;
 mod wire;
 
@@ -64,6 +65,10 @@ pub struct Config {
     pub packed: bool,
     /// Whether IN_ORDER is offered.
     pub in_order: bool,
+    /// Whether indirect descriptors are offered.
+    pub indirect: bool,
+    /// Whether the driver may be asked to announce itself.
+    pub announce: bool,
     /// Whether checksum and segmentation are offered, where the port has them.
     pub offloads: bool,
 }
@@ -82,6 +87,8 @@ impl Config {
             mergeable: true,
             packed: false,
             in_order: false,
+            indirect: true,
+            announce: true,
             offloads: true,
         }
     }
@@ -165,26 +172,24 @@ impl Net {
     }
 
     fn offered(&self) -> u64 {
-        let Config { port, mtu, pairs, control, mergeable, packed, in_order, offloads, .. } = &self.config;
+        let Config { port, mtu, pairs, control, mergeable, packed, in_order, indirect, announce, offloads, .. } =
+            &self.config;
         let mut features = transport::VERSION_1
             | transport::ACCESS_PLATFORM
             | transport::ANY_LAYOUT
             | transport::EVENT_IDX
-            | transport::INDIRECT_DESC
             | feature::MAC
             | feature::STATUS;
         let mut offer = |on: bool, bits: u64| features |= if on { bits } else { 0 };
         offer(*packed, transport::RING_PACKED);
         offer(*in_order, transport::IN_ORDER);
+        offer(*indirect, transport::INDIRECT_DESC);
         offer(*mergeable, feature::MRG_RXBUF);
         offer(mtu.or(port.mtu()).is_some(), feature::MTU);
-        let by_control = feature::CTRL_VQ
-            | feature::CTRL_RX
-            | feature::CTRL_RX_EXTRA
-            | feature::CTRL_VLAN
-            | feature::CTRL_MAC_ADDR
-            | feature::GUEST_ANNOUNCE;
+        let by_control =
+            feature::CTRL_VQ | feature::CTRL_RX | feature::CTRL_RX_EXTRA | feature::CTRL_VLAN | feature::CTRL_MAC_ADDR;
         offer(*control, by_control);
+        offer(*control && *announce, feature::GUEST_ANNOUNCE);
         offer(*control && *pairs > 1, feature::MQ);
         let can = if *offloads { port.offloads() } else { Offloads::default() };
         if can.checksum {

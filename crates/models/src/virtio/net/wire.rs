@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use device::{FRAME_HEADER, Frames, NetPort, Offloads, Wake};
 
 use super::checksum;
-use crate::virtio::spec::net::Header;
+use super::segment::{Version, segment};
+use crate::virtio::spec::net::{Header, NEEDS_CSUM};
 use zerocopy::FromBytes;
 
 /// Frames and bytes under way to a pair of queues; more are dropped.
@@ -22,7 +23,7 @@ const GSO_ECN: u8 = 0x80;
 /// What an end sends comes out of the other one's pair of queues with the same
 /// number, modulo the pairs that the driver there uses. While no driver runs
 /// there it is dropped. A receiver that takes no partial checksums gets whole
-/// ones; segments to be made go to those alone that take them.
+/// ones, and one that takes no segments to be made gets segments.
 #[derive(Debug)]
 pub struct Wire {
     own: Arc<End>,
@@ -137,7 +138,8 @@ impl NetPort for Wire {
         drop(way);
         let takes = *lock(&self.own.offloads);
         if takes != Offloads::TCP {
-            adapt(frames, takes);
+            let lost = adapt(frames, takes);
+            self.own.dropped.fetch_add(lost, Ordering::Relaxed);
         }
     }
 
@@ -157,32 +159,71 @@ impl NetPort for Wire {
     }
 }
 
-/// Makes checksums whole, and drops what the receiver does not take.
-fn adapt(frames: &mut Frames, takes: Offloads) {
-    let mut bad = false;
-    for number in 0..frames.len() {
-        let Some(frame) = frames.get_mut(number) else { return };
-        let kind = frame.get(..FRAME_HEADER).and_then(|head| Header::read_from_bytes(head).ok());
-        let Some(Header { flags, gso_type, .. }) = kind else { continue };
-        if flags == 0 && gso_type == 0 {
-            continue;
+/// Makes of frames what the receiver takes: whole checksums, single segments.
+/// What cannot be made so is dropped, as is what exceeds the wire's room; how
+/// many frames that were.
+fn adapt(frames: &mut Frames, takes: Offloads) -> u64 {
+    let mut number = 0;
+    // Most frames stay as they are, where they are.
+    while let Some(frame) = frames.get_mut(number) {
+        if Kind::of(frame, takes) == Kind::Sum && !checksum::complete(frame) || Kind::of(frame, takes) > Kind::Sum {
+            break;
         }
-        let segments = match gso_type & !GSO_ECN {
-            0 => true,
-            1 => takes.tso4,
-            4 => takes.tso6,
-            _ => false,
-        } && (gso_type & GSO_ECN == 0 || takes.ecn);
-        if !segments || !takes.checksum && !checksum::complete(frame) {
-            frame.fill(0);
-            bad = true;
+        number += 1;
+    }
+    if number == frames.len() {
+        return 0;
+    }
+    let (mut good, mut lost) = (Frames::new(), 0);
+    for number in 0..frames.len() {
+        let Some(frame) = frames.get_mut(number) else { break };
+        let room = good.len() < FRAMES && good.size() < BYTES;
+        let kept = room
+            && match Kind::of(frame, takes) {
+                Kind::Plain => true,
+                Kind::Sum => checksum::complete(frame),
+                Kind::Segments(version) => {
+                    lost += u64::from(segment(frame, version, &mut good, FRAMES, BYTES).is_none());
+                    continue;
+                }
+                Kind::Bad => false,
+            };
+        if kept {
+            good.push(frame);
+        } else {
+            lost += 1;
         }
     }
-    if bad {
-        let mut good = Frames::new();
-        let whole = |frame: &&[u8]| frame.iter().any(|byte| *byte != 0);
-        frames.iter().filter(whole).for_each(|frame| good.push(frame));
-        *frames = good;
+    *frames = good;
+    lost
+}
+
+/// What is left to do of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// Nothing.
+    Plain,
+    /// Its checksum.
+    Sum,
+    /// Segments and their checksums.
+    Segments(Version),
+    /// It is of a kind that nobody has negotiated.
+    Bad,
+}
+
+impl Kind {
+    fn of(frame: &[u8], takes: Offloads) -> Kind {
+        let head = frame.get(..FRAME_HEADER).and_then(|head| Header::read_from_bytes(head).ok());
+        let Some(Header { flags, gso_type, .. }) = head else { return Kind::Bad };
+        let (version, taken) = match gso_type & !GSO_ECN {
+            0 if flags & NEEDS_CSUM == 0 || takes.checksum => return Kind::Plain,
+            0 => return Kind::Sum,
+            1 => (Version::V4, takes.tso4),
+            4 => (Version::V6, takes.tso6),
+            _ => return Kind::Bad,
+        };
+        let taken = taken && takes.checksum && (gso_type & GSO_ECN == 0 || takes.ecn);
+        if taken { Kind::Plain } else { Kind::Segments(version) }
     }
 }
 
