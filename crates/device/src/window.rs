@@ -41,6 +41,14 @@ pub trait DeviceFile: Any + Send + Sync + Debug {
     /// The device must not touch its windows while they are off.
     fn set_accessible(&self, on: bool);
 
+    /// `true`: while the mapped BARs are not accessible, accesses of the program
+    /// wait instead of raising SIGBUS; whether they can be made to. `false`:
+    /// no longer; those that wait are made again.
+    fn hold(&self, on: bool) -> bool {
+        let _ = on;
+        false
+    }
+
     /// What DMA reaches where a program has mapped a BAR for devices: `bar` as
     /// another device finds it, whatever of it can be mapped. Said before a
     /// program has the file; always the same.

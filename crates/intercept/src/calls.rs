@@ -350,6 +350,10 @@ impl State {
                 return Ok(Outcome::GoOn);
             }
             self.kernel.mmap(known.file, offset, len, shared, exec)?;
+            if self.hold.is_active() {
+                let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+                self.hold.include(process.pid);
+            }
         }
         Ok(Outcome::GoOn)
     }

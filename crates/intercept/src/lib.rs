@@ -70,6 +70,7 @@ mod files;
 mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
+mod hold;
 mod identity;
 mod ints;
 mod janitor;
@@ -102,6 +103,7 @@ mod waker;
 pub use caller::tree::{Entry, NODE_DEVICE, Node, Tree};
 pub use error::Error;
 pub use figures::Figures;
+pub use hold::Hold;
 pub use kernel::{FileKind, Kernel};
 pub use options::{Isolation, Options};
 pub use run::run;

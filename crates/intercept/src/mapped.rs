@@ -20,7 +20,7 @@ pub(crate) fn anywhere(inode: InodeId, offset: u64, len: u64) -> bool {
         .any(|pid| maps(pid).is_some_and(|text| text.lines().any(|line| touches(line, inode, offset, len))))
 }
 
-fn maps(pid: u32) -> Option<String> {
+pub(crate) fn maps(pid: u32) -> Option<String> {
     let mut text = Vec::new();
     std::fs::File::open(format!("/proc/{pid}/maps")).ok()?.take(64 << 20).read_to_end(&mut text).ok()?;
     // Names of files may be anything.
@@ -43,6 +43,19 @@ pub(crate) fn touches(line: &str, (dev, inode): InodeId, offset: u64, len: u64) 
     parsed.is_some_and(|(first, end, of)| of == here && first < offset.saturating_add(len) && offset < end)
 }
 
+/// The file that a line of `maps` has at an address.
+pub(crate) fn file_at(line: &str, address: u64) -> Option<InodeId> {
+    let hex = |word: &str| u64::from_str_radix(word, 16).ok();
+    let mut words = line.split_ascii_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    if !(hex(start)?..hex(end)?).contains(&address) {
+        return None;
+    }
+    let (major, minor) = words.nth(2)?.split_once(':')?;
+    let dev = rustix::fs::makedev(u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    Some((dev, words.next()?.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +70,7 @@ mod tests {
         assert!(!touches(line, inode, 0x5000, 0x1000) && !touches(line, inode, 0, 0x2000));
         assert!(!touches(line, (inode.0, 43), 0x2000, 1));
         assert!(!touches("", inode, 0, u64::MAX));
+        assert_eq!((file_at(line, 0x1000), file_at(line, 0x3fff)), (Some(inode), Some(inode)));
+        assert_eq!((file_at(line, 0xfff), file_at(line, 0x4000), file_at("", 0)), (None, None, None));
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::Waker;
+use crate::{Hold, Waker};
 
 /// How the program is made to see the fake tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -81,6 +81,9 @@ pub struct Options {
     /// Readable while there is something for
     /// [`Kernel::attend`](crate::Kernel::attend) to take.
     pub events: Option<Arc<OwnedFd>>,
+    /// Holds threads at mapped BARs of devices that cannot be reached, where
+    /// device files ask it to.
+    pub hold: Option<Hold>,
     /// A shared library that is loaded into it, and into the programs that it
     /// executes, before all others (`LD_PRELOAD`). It lies in a private
     /// directory during the run. A program that is linked statically is
@@ -103,6 +106,7 @@ impl Options {
             whole_process: false,
             waker: None,
             events: None,
+            hold: None,
             preload: None,
         }
     }

@@ -78,8 +78,11 @@ pub fn run(mut options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, 
     let ends = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).map_err(Error::os("epoll_create"))?);
     let nudge = Waker::new().map_err(|source| Error::Os { what: "making an eventfd", source })?;
     let Launched { pid, pidfd, listener, socket } = started.launched;
+    let hold = options.hold.take().unwrap_or_default();
+    hold.serve(pid.as_raw_nonzero().get(), nudge.clone());
     let shared = Shared {
         listener,
+        hold: hold.clone(),
         state: Mutex::new(State {
             kernel,
             files: Files::new().map_err(Error::os("inotify_init"))?,
@@ -99,6 +102,7 @@ pub fn run(mut options: Options, kernel: Box<dyn Kernel>) -> Result<ExitStatus, 
             namespaces: namespaces_of(pid, isolation),
             parked: Parked::default(),
             nudge: nudge.clone(),
+            hold,
             generation,
         }),
         over: AtomicBool::new(false),

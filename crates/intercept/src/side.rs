@@ -101,7 +101,12 @@ impl Side<'_> {
                         let _ = epoll::delete(&poller, &self.shared.listener);
                     }
                     ENDS => self.take_ends(),
-                    NUDGE => self.nudge.clear(),
+                    NUDGE => {
+                        self.nudge.clear();
+                        if let Some(signals) = &mut self.signals {
+                            verdict.status = signals.catch_up(self.pid, verdict.status, self.shared);
+                        }
+                    }
                     MAIN => {
                         verdict.status = self.reap_main(verdict.status);
                         if verdict.status.is_some() {

@@ -53,6 +53,8 @@ pub(crate) struct Signals {
     /// How many times the remaining processes were told to end.
     endings: u32,
     stopped: bool,
+    /// Children have had news that nobody was allowed to take.
+    owed: bool,
 }
 
 struct Before(Dispositions);
@@ -102,7 +104,7 @@ impl Signals {
         // Daemons of the program become ours when their parents end.
         // SAFETY: takes numbers only.
         unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
-        Ok(Signals { read, _write: write, before: Before(before), endings: 0, stopped: false })
+        Ok(Signals { read, _write: write, before: Before(before), endings: 0, stopped: false, owed: false })
     }
 
     /// What the program must have instead of our handlers.
@@ -151,23 +153,43 @@ impl Signals {
         status
     }
 
+    /// Takes what [`handle`](Self::handle) could not.
+    pub(crate) fn catch_up(&mut self, main: Pid, status: Option<ExitStatus>, shared: &Shared) -> Option<ExitStatus> {
+        if std::mem::take(&mut self.owed) { self.children(main, status, shared) } else { status }
+    }
+
     fn children(&mut self, main: Pid, mut status: Option<ExitStatus>, shared: &Shared) -> Option<ExitStatus> {
-        if status.is_none()
-            && let Ok(Some((_, news))) = rustix::process::waitpid(
-                Some(main),
-                WaitOptions::NOHANG | WaitOptions::UNTRACED | WaitOptions::CONTINUED,
-            )
+        let mut stopped = None;
         {
-            if news.stopped() {
-                self.stop_with(main, news.stopping_signal().unwrap_or(libc::SIGSTOP));
-            } else if news.continued() {
-                self.stopped = false;
-            } else {
-                status = Some(ExitStatus::from_raw(news.as_raw()));
+            let _state = shared.lock();
+            let Some(_waits) = shared.hold.waits() else {
+                self.owed = true;
+                return status;
+            };
+            if status.is_none()
+                && let Ok(Some((_, news))) = rustix::process::waitpid(
+                    Some(main),
+                    WaitOptions::NOHANG | WaitOptions::UNTRACED | WaitOptions::CONTINUED,
+                )
+            {
+                if news.stopped() {
+                    stopped = Some(news.stopping_signal().unwrap_or(libc::SIGSTOP));
+                } else if news.continued() {
+                    self.stopped = false;
+                } else {
+                    status = Some(ExitStatus::from_raw(news.as_raw()));
+                }
             }
+        }
+        if let Some(signal) = stopped {
+            self.stop_with(main, signal);
         }
         // The lock keeps helpers, which are waited for elsewhere, out of this.
         let _state = shared.lock();
+        let Some(_waits) = shared.hold.waits() else {
+            self.owed = true;
+            return status;
+        };
         while let Ok(Some((pid, ended))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
             if pid == main {
                 status = Some(ExitStatus::from_raw(ended.as_raw()));
@@ -219,7 +241,7 @@ impl Drop for Signals {
 }
 
 /// Adds the descendants of a process.
-fn descendants(pid: i32, found: &mut BTreeSet<i32>) {
+pub(crate) fn descendants(pid: i32, found: &mut BTreeSet<i32>) {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return };
     for task in tasks.flatten() {
         let Ok(children) = std::fs::read_to_string(task.path().join("children")) else { continue };

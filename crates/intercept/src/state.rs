@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::events::Events;
 use crate::farm::Farm;
 use crate::files::{Backing, Files, InodeId};
+use crate::hold::Hold;
 use crate::ints::IntSet;
 use crate::launch::mount_node;
 use crate::parked::Parked;
@@ -58,6 +59,8 @@ pub(crate) struct State {
     pub(crate) parked: Parked,
     /// Has the side thread look after calls that wait.
     pub(crate) nudge: Waker,
+    /// Threads that wait at mapped BARs.
+    pub(crate) hold: Hold,
     /// The tree that the farm shows.
     pub(crate) generation: u64,
 }

@@ -20,6 +20,7 @@ use uapi::Errno;
 use crate::Isolation;
 use crate::bell::Bell;
 use crate::calls::{Outcome, Transfer};
+use crate::hold::Hold;
 use crate::listener::{Listener, Notification, to_core};
 use crate::state::State;
 use crate::trace::{Request, Shown, call_name};
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) listener: Listener,
     /// Everything else.
     pub(crate) state: Mutex<State>,
+    /// Threads that wait at mapped BARs.
+    pub(crate) hold: Hold,
     /// Nobody is left who could call.
     pub(crate) over: AtomicBool,
     /// The loop has ended.

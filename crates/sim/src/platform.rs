@@ -2,7 +2,7 @@
 //! The machine under a simulated lab: virtual time, seeded randomness, device
 //! files and disks in memory.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use caller::{Platform, WatchId};
@@ -16,12 +16,20 @@ use models::testing::{MemoryDisk, TestFile};
 pub struct SimPlatform {
     now: AtomicU64,
     random: Mutex<fastrand::Rng>,
+    /// Whether programs can be held at mapped BARs.
+    holds: AtomicBool,
 }
 
 impl SimPlatform {
     /// A machine whose time starts now.
     pub fn new(seed: u64) -> Arc<SimPlatform> {
-        Arc::new(SimPlatform { now: AtomicU64::new(0), random: Mutex::new(fastrand::Rng::with_seed(seed)) })
+        let random = Mutex::new(fastrand::Rng::with_seed(seed));
+        Arc::new(SimPlatform { now: AtomicU64::new(0), random, holds: AtomicBool::new(false) })
+    }
+
+    /// From now on accesses to device files that are made can be held.
+    pub fn can_hold(&self) {
+        self.holds.store(true, Ordering::Relaxed);
     }
 
     /// Lets time pass.
@@ -56,7 +64,8 @@ impl Platform for SimPlatform {
 
 impl DeviceFiles for SimPlatform {
     fn create(&self, layout: &RegionLayout) -> Result<Arc<dyn DeviceFile>, NoDeviceFile> {
-        Ok(TestFile::new(layout.mmap))
+        let holds = self.holds.load(Ordering::Relaxed);
+        Ok(if holds { TestFile::holding(layout.mmap) } else { TestFile::new(layout.mmap) })
     }
 }
 

@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 use std::any::Any;
+use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -50,12 +51,38 @@ impl MemfdFiles {
 
 impl DeviceFiles for MemfdFiles {
     fn create(&self, layout: &RegionLayout) -> Result<Arc<dyn DeviceFile>, NoDeviceFile> {
-        let memfd = Memfd::new(layout).map_err(|error| {
-            tracing::warn!(%error, "no file for a device");
-            NoDeviceFile
-        })?;
-        Ok(memfd)
+        make(layout, None)
     }
+}
+
+/// The same, of which accesses are held where a front door can.
+#[derive(Debug)]
+pub struct HoldingFiles(pub Arc<dyn Holder>);
+
+impl DeviceFiles for HoldingFiles {
+    fn create(&self, layout: &RegionLayout) -> Result<Arc<dyn DeviceFile>, NoDeviceFile> {
+        make(layout, Some(Arc::clone(&self.0)))
+    }
+}
+
+/// Keeps threads of programs at accesses to pages that are not there.
+pub trait Holder: Send + Sync + Debug {
+    /// From the return on, threads that access pages behind the end of the
+    /// file of this device and inode number wait until
+    /// [`release`](Self::release). `false`: they cannot be made to, and get
+    /// SIGBUS.
+    fn hold(&self, file: (u64, u64)) -> bool;
+
+    /// They make their accesses again.
+    fn release(&self, file: (u64, u64));
+}
+
+fn make(layout: &RegionLayout, holder: Option<Arc<dyn Holder>>) -> Result<Arc<dyn DeviceFile>, NoDeviceFile> {
+    let memfd = Memfd::new(layout, holder).map_err(|error| {
+        tracing::warn!(%error, "no file for a device");
+        NoDeviceFile
+    })?;
+    Ok(memfd)
 }
 
 /// The memfd of an open device.
@@ -68,6 +95,7 @@ pub struct Memfd {
     windows: [Option<Arc<BarWindow>>; 6],
     /// What devices reach there.
     peers: [OnceLock<Arc<dyn Memory>>; 6],
+    holder: Option<Arc<dyn Holder>>,
     state: Mutex<State>,
 }
 
@@ -92,7 +120,7 @@ impl Window for BarWindow {
 }
 
 impl Memfd {
-    fn new(layout: &RegionLayout) -> Result<Arc<Memfd>, Errno> {
+    fn new(layout: &RegionLayout, holder: Option<Arc<dyn Holder>>) -> Result<Arc<Memfd>, Errno> {
         let raw = |e: Raw| Errno::from_raw(e.raw_os_error());
         let fd = create().map_err(raw)?;
         let mut size = layout.base;
@@ -112,7 +140,8 @@ impl Memfd {
         let stat = fstat(&*fd).map_err(raw)?;
         let id = (stat.st_dev, stat.st_ino);
         let state = Mutex::new(State { accessible: true, saved: Vec::new() });
-        let memfd = Arc::new(Memfd { fd, base: layout.base, size, id, windows, peers: Default::default(), state });
+        let memfd =
+            Arc::new(Memfd { fd, base: layout.base, size, id, windows, peers: Default::default(), holder, state });
         file::register(&memfd);
         Ok(memfd)
     }
@@ -241,6 +270,15 @@ impl DeviceFile for Memfd {
     fn window(&self, bar: usize) -> Option<Arc<dyn Window>> {
         let window = self.windows.get(bar)?.as_ref()?;
         Some(Arc::clone(window) as Arc<dyn Window>)
+    }
+
+    fn hold(&self, on: bool) -> bool {
+        let Some(holder) = &self.holder else { return false };
+        if on {
+            return holder.hold(self.id);
+        }
+        holder.release(self.id);
+        true
     }
 
     fn set_accessible(&self, on: bool) {

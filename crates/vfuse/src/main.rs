@@ -66,7 +66,8 @@ fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
     let records = lab.aer.inject;
     let messages = !lab.vdpa.is_empty() || run.control.is_some();
     let waker = intercept::Waker::new().context("cannot make an eventfd")?;
-    let platform = platform::Real::new(waker.clone())?;
+    let hold = intercept::Hold::new();
+    let platform = platform::Real::new(waker.clone(), hold.clone())?;
     let host = Host::new(lab, Arc::clone(&platform) as _, Box::new(storage::Real))?;
     let host = Arc::new(Mutex::new(host));
     let control = match run.control.as_ref().zip(events) {
@@ -94,6 +95,7 @@ fn run(run: &Run, verbose: u8) -> Result<ExitCode> {
         options.preload = Some(TRAPS);
     }
     options.waker = Some(waker);
+    options.hold = Some(hold);
     options.events = Some(platform.events());
     let status = intercept::run(options, Box::new(kernel::Running::new(host, platform)))?;
     drop(control);
@@ -155,7 +157,8 @@ fn inject(file: Option<&Path>, id: Option<pci::Address>, control: &Path) -> Resu
 /// Builds the lab without disks and shows what is plugged in.
 fn check(file: &Path) -> Result<ExitCode> {
     let lab = parse(file)?;
-    let platform = platform::Real::new(intercept::Waker::new().context("cannot make an eventfd")?)?;
+    let platform =
+        platform::Real::new(intercept::Waker::new().context("cannot make an eventfd")?, intercept::Hold::new())?;
     let host = Host::new(lab, platform, Box::new(storage::None))?;
     print!("{}", host::table(&host.functions()));
     Ok(ExitCode::SUCCESS)

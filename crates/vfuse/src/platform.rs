@@ -15,13 +15,13 @@ use rustix::time::{
 };
 use sys::clock::Clock;
 use sys::event::EventFd;
-use sys::window::MemfdFiles;
+use sys::window::HoldingFiles;
 
 /// This machine.
 #[derive(Debug)]
 pub(crate) struct Real {
     clock: Clock,
-    files: MemfdFiles,
+    files: HoldingFiles,
     watches: Watches,
     kicks: OnceLock<Arc<Kicks>>,
     waker: intercept::Waker,
@@ -108,13 +108,20 @@ impl Kicks {
 
 impl Real {
     /// `waker` is for others to use (see [`Platform::waker`]).
-    pub(crate) fn new(waker: intercept::Waker) -> Result<Arc<Real>> {
+    /// `hold` is the front door's, for programs that access blocked devices.
+    pub(crate) fn new(waker: intercept::Waker, hold: intercept::Hold) -> Result<Arc<Real>> {
         let epoll = epoll::create(CreateFlags::CLOEXEC).context("cannot make an epoll descriptor")?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
             .context("cannot make a timer")?;
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN).context("cannot make a timer")?;
         let watches = Watches { epoll: Arc::new(epoll), timer, events: Mutex::default() };
-        Ok(Arc::new(Real { clock: Clock::new(), files: MemfdFiles, watches, kicks: OnceLock::new(), waker }))
+        Ok(Arc::new(Real {
+            clock: Clock::new(),
+            files: HoldingFiles(Arc::new(hold)),
+            watches,
+            kicks: OnceLock::new(),
+            waker,
+        }))
     }
 
     /// Readable while [`fired`](Self::fired) has something to take.
@@ -226,7 +233,7 @@ mod tests {
     /// one that is no longer watched.
     #[test]
     fn watched_events_and_deadlines_make_the_descriptor_readable() {
-        let real = Real::new(intercept::Waker::new().unwrap()).unwrap();
+        let real = Real::new(intercept::Waker::new().unwrap(), intercept::Hold::new()).unwrap();
         let events = real.events();
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
         let signal = || rustix::io::write(&fd, &3u64.to_ne_bytes()).unwrap();

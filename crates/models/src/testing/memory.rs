@@ -93,6 +93,9 @@ impl Window for TestWindow {
 pub struct TestFile {
     windows: [Option<Arc<TestWindow>>; 6],
     accessible: AtomicBool,
+    /// Whether accesses can be made to wait, and do.
+    holds: bool,
+    held: AtomicBool,
 }
 
 impl TestFile {
@@ -100,7 +103,20 @@ impl TestFile {
     #[must_use]
     pub fn new(sizes: [u64; 6]) -> Arc<TestFile> {
         let windows = sizes.map(|size| (size > 0).then(|| Arc::new(TestWindow(region(size as usize)))));
-        Arc::new(TestFile { windows, accessible: AtomicBool::new(true) })
+        Arc::new(TestFile { windows, accessible: AtomicBool::new(true), holds: false, held: AtomicBool::new(false) })
+    }
+
+    /// The same, of which accesses can be made to wait.
+    #[must_use]
+    pub fn holding(sizes: [u64; 6]) -> Arc<TestFile> {
+        let windows = sizes.map(|size| (size > 0).then(|| Arc::new(TestWindow(region(size as usize)))));
+        Arc::new(TestFile { windows, accessible: AtomicBool::new(true), holds: true, held: AtomicBool::new(false) })
+    }
+
+    /// Whether accesses wait that do not work.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
     }
 
     /// A mapped BAR, as the program sees it.
@@ -120,6 +136,11 @@ impl DeviceFile for TestFile {
     fn window(&self, bar: usize) -> Option<Arc<dyn Window>> {
         let window = self.windows.get(bar)?.clone()?;
         Some(window)
+    }
+
+    fn hold(&self, on: bool) -> bool {
+        self.held.store(on && self.holds, Ordering::SeqCst);
+        self.holds
     }
 
     fn set_accessible(&self, on: bool) {

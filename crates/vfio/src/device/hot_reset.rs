@@ -129,6 +129,13 @@ impl Devices {
         }
         let now = self.now();
         if let Some(bridge) = cx.board.fabric.parent(address).filter(|bridge| cx.board.fabric.is_slow_behind(*bridge)) {
+            for address in &scope {
+                if let Some(device) = self.open.get_mut(address) {
+                    // Accesses wait from before anything is taken away.
+                    device.recovery.begin_reset();
+                    device.sync(cx.board, now);
+                }
+            }
             let saved = self.prepare_all(&scope, cx.board, now);
             return Ok(Some(self.wait_for_hot_reset(bridge, saved, cx.board, cx.parking)));
         }

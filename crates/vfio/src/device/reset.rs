@@ -18,15 +18,15 @@ impl Device {
         if !self.reset_works {
             return Err(Errno::EINVAL);
         }
-        self.zap(now);
-        // Refused only while VFs are enabled; the reset goes on.
-        let _ = self.set_power_state(board, 0, now);
         if !board.is_locked(self.address) {
             self.started = self.start_slow(board, now);
         }
         if self.started.is_some() {
             return Ok(());
         }
+        self.zap(now);
+        // Refused only while VFs are enabled; the reset goes on.
+        let _ = self.set_power_state(board, 0, now);
         self.reset_function(board, now)?;
         self.user_has_reset(false, board, now);
         Ok(())
@@ -35,12 +35,12 @@ impl Device {
     /// A reset that the program asked for in configuration space; whether it
     /// worked is not told (ERR-082).
     pub(super) fn guest_reset(&mut self, board: &mut Board, now: u64) {
-        self.zap(now);
-        let _ = self.set_power_state(board, 0, now);
         if !board.is_locked(self.address) {
             self.started = self.start_slow(board, now);
         }
         if self.started.is_none() {
+            self.zap(now);
+            let _ = self.set_power_state(board, 0, now);
             let _ = self.reset_function(board, now);
         }
     }

@@ -65,10 +65,14 @@ impl Device {
         let mut methods: VecDeque<ResetMethod> = board.reset_methods(self.address).into();
         let (reset, kind) = slow_method(*methods.front()?, self.address, board)?;
         methods.pop_front();
-        let saved = board.fabric.function(self.address)?.save();
-        self.zap(now);
-        self.hw_write(board, cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE), now);
+        // Accesses wait from before anything is taken away.
         self.recovery.begin_reset();
+        self.sync(board, now);
+        self.zap(now);
+        // Refused only while VFs are enabled; the reset goes on.
+        let _ = self.set_power_state(board, 0, now);
+        let saved = board.fabric.function(self.address)?.save();
+        self.hw_write(board, cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE), now);
         self.sync(board, now);
         Some(Started { reset, kind, saved, methods })
     }
@@ -118,7 +122,6 @@ impl Devices {
         let now = self.now();
         for (address, _) in &saved {
             if let Some(device) = self.open.get_mut(address) {
-                device.recovery.begin_reset();
                 device.sync(board, now);
             }
         }

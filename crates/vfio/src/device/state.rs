@@ -35,6 +35,18 @@ pub(super) struct Bar {
     pub(super) table: (u64, u64),
 }
 
+/// What becomes of accesses to mapped BARs while the device is blocked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Held {
+    /// It is not blocked.
+    #[default]
+    No,
+    /// They wait (ERR-079).
+    Waits,
+    /// They cannot be made to wait: loads give ones, stores are lost.
+    Ones,
+}
+
 /// State shared by the files of one device (API-053).
 #[derive(Debug)]
 pub(super) struct Device {
@@ -78,6 +90,7 @@ pub(super) struct Device {
     pub(super) migration: Option<Migration>,
     /// Memory of the BARs can be reached.
     pub(super) accessible: bool,
+    held: Held,
     bus_master: bool,
     disable_idle_d3: bool,
 }
@@ -132,6 +145,7 @@ impl Device {
             started: None,
             migration: None,
             accessible: false,
+            held: Held::No,
             bus_master: false,
             disable_idle_d3: options.disable_idle_d3,
         };
@@ -194,6 +208,7 @@ impl Device {
         // Who has it next finds it as it is then.
         self.endpoint.set_responding(true, now);
         self.endpoint.set_file(None, now);
+        self.let_accesses_go();
         self.error = None;
         self.request = None;
         tracing::info!(name: "vfio.device_close", device = %self.address, reset);
@@ -273,8 +288,27 @@ impl Device {
             let enabled = awake && answers && function.read(at + 4, 2) & 1 != 0;
             self.endpoint.page_requests.set_enabled(enabled, function.read(at + 12, 4));
         }
+        let blocked = self.recovery.is_blocked();
+        if blocked && self.held == Held::No && self.accessible {
+            self.held = if self.file.hold(true) { Held::Waits } else { Held::Ones };
+        }
+        let waits = blocked && self.held == Held::Waits;
+        if waits {
+            // Before anything shows that is not the device.
+            self.set_accessible(false, now);
+        }
         self.endpoint.set_responding(answers && decodes && self.recovery.is_open(), now);
-        self.set_accessible(memory, now);
+        self.set_accessible(memory && !waits, now);
+        if !blocked {
+            self.let_accesses_go();
+        }
+    }
+
+    /// Accesses to mapped BARs that waited are made again.
+    fn let_accesses_go(&mut self) {
+        if std::mem::take(&mut self.held) == Held::Waits {
+            self.file.hold(false);
+        }
     }
 
     /// Takes the mapped BARs away; the next [`sync`](Self::sync) gives them
