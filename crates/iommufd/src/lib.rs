@@ -8,6 +8,7 @@
 
 mod access;
 mod backing;
+mod buffers;
 mod bitmap;
 mod calls;
 mod compat;
@@ -32,11 +33,13 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use caller::{Accounts, Caller, FileId, FileIds, Platform, Reply};
 use uapi::Errno;
 
-use backing::{Budget, DmaBuf};
+use backing::Budget;
+pub use backing::DmaBuf;
 pub use bitmap::DirtyBitmap;
 use context::Context;
 pub use context::ContextId;
@@ -108,6 +111,8 @@ pub struct Iommufd {
     files: BTreeMap<FileId, Open>,
     /// Buffers of devices that are open as files.
     dma_bufs: BTreeMap<FileId, Arc<DmaBuf>>,
+    /// One of them was taken away since this was looked at.
+    buffers_lost: Arc<AtomicBool>,
     last_context: u64,
     /// Mock devices that the selftest has made.
     mocks_made: u64,
@@ -132,6 +137,7 @@ impl Iommufd {
             contexts: BTreeMap::new(),
             files: BTreeMap::new(),
             dma_bufs: BTreeMap::new(),
+            buffers_lost: Arc::default(),
             last_context: 0,
             mocks_made: 0,
             accounts,
@@ -161,15 +167,17 @@ impl Iommufd {
         }
     }
 
-    /// Whether the file was made by a call on `/dev/iommu`.
+    /// Whether the file was made by a call on `/dev/iommu`, or is a buffer of a
+    /// device.
     #[must_use]
     pub fn is_object(&self, file: FileId) -> bool {
-        matches!(self.files.get(&file), Some(Open::Object(..)))
+        matches!(self.files.get(&file), Some(Open::Object(..))) || self.dma_bufs.contains_key(&file)
     }
 
     /// `ioctl`; `ENOTTY` on files that are no `/dev/iommu`.
     pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, call: &mut Call<'_>) -> Result<Reply, Errno> {
         self.collect();
+        self.follow_buffers();
         let context = self.context(file).ok_or(Errno::ENOTTY)?;
         self.dispatch(context, request, arg, call)
     }

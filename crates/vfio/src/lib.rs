@@ -161,6 +161,7 @@ impl Vfio {
     /// `ioctl` on a container, group or device file.
     pub fn ioctl(&mut self, file: FileId, request: u32, arg: u64, cx: &mut Context<'_>) -> Result<Reply, Errno> {
         let result = self.dispatch(file, request, arg, cx);
+        cx.iommufd.follow_buffers();
         if result.is_err()
             && let Some(ticket) = self.devices.wait_if_busy(cx.parking)
         {
@@ -213,7 +214,12 @@ impl Vfio {
         len: u64,
         cx: &mut Context<'_>,
     ) -> Result<Reply, Errno> {
-        if self.devices.is_device(file) { self.devices.write(file, offset, buf, len, cx) } else { Err(Errno::EINVAL) }
+        if !self.devices.is_device(file) {
+            return Err(Errno::EINVAL);
+        }
+        let result = self.devices.write(file, offset, buf, len, cx);
+        cx.iommufd.follow_buffers();
+        result
     }
 
     /// Whether the file is a stream of a device's migration.
@@ -249,6 +255,7 @@ impl Vfio {
             return self.devices.release_stream(file);
         }
         self.file_release(file, board, iommufd);
+        iommufd.follow_buffers();
     }
 
     /// A watched event was signalled.

@@ -20,7 +20,7 @@ mod source;
 pub(crate) use accounting::{Mode, Payer};
 pub(crate) use budget::{AREA, Budget, OBJECT, RANGE, SHARED};
 pub(crate) use coverage::Piece;
-pub(crate) use dmabuf::DmaBuf;
+pub use dmabuf::DmaBuf;
 use memory::Nowhere;
 pub(crate) use pages::{Pages, PagesId, PagesOrigin};
 pub(crate) use source::{Origin, Source};

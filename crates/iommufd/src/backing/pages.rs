@@ -26,6 +26,8 @@ pub(crate) enum PagesOrigin {
         buffer: Arc<DmaBuf>,
         /// Whether it was revoked.
         lost: bool,
+        /// How often it had been when it was mapped.
+        losses: u64,
     },
 }
 
@@ -77,7 +79,7 @@ impl Pages {
             PagesOrigin::Program(_) => self.coverage.memory(start, length).map(Some),
             PagesOrigin::DmaBuf { lost: true, .. } => Ok(None),
             PagesOrigin::DmaBuf { buffer, .. } => {
-                Ok(Some(Pinned { memory: Arc::clone(&buffer.memory), offset: self.base + start }))
+                Ok(Some(buffer.memory(self.base + start)))
             }
         }
     }

@@ -114,7 +114,7 @@ impl Ioas {
     }
 
     /// Maps a buffer of a device: `EINVAL` beyond its end, `ENODEV` while it is
-    /// revoked (IOMMUFD-5.11).
+    /// revoked (IOMMUFD-5.11), `EOPNOTSUPP` if it is in pieces.
     pub(crate) fn map_dma_buf(
         &mut self,
         buffer: &Arc<DmaBuf>,
@@ -132,9 +132,12 @@ impl Ioas {
         if buffer.is_revoked() {
             return Err(Errno::ENODEV);
         }
+        if !buffer.single {
+            return Err(Errno::EOPNOTSUPP); // API-212
+        }
         let start = address % PAGE;
         let pages = backing.add_pages(Pages {
-            origin: PagesOrigin::DmaBuf { buffer: Arc::clone(buffer), lost: false },
+            origin: PagesOrigin::DmaBuf { buffer: Arc::clone(buffer), lost: false, losses: buffer.losses() },
             payer: payer.clone(),
             base: address - start,
             writable: prot.contains(Prot::WRITE),

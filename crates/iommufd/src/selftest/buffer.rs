@@ -3,13 +3,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use caller::Pinned;
 use iommu::{Memory, MemoryFault};
 use uapi::Errno;
 use uapi::iommufd_test::TestCmd;
 use vm_memory::VolatileSlice;
 
-use crate::backing::{DmaBuf, PagesOrigin};
-use crate::context::Context;
+use crate::backing::DmaBuf;
 use crate::{Call, Iommufd, PAGE};
 
 /// Longest buffer.
@@ -54,7 +54,8 @@ impl Iommufd {
         let file = call.files.allocate();
         let fd = call.caller.new_handle(file)?;
         let memory = Arc::new(Bytes(Mutex::new(vec![0; length as usize])));
-        self.dma_bufs.insert(file, DmaBuf::new(length, memory));
+        let buffer = DmaBuf::of(length, Pinned { memory, offset: 0 }, true, &self.buffers_lost);
+        self.dma_bufs.insert(file, buffer);
         Ok(u64::from(fd.cast_unsigned()))
     }
 
@@ -69,23 +70,5 @@ impl Iommufd {
             context.lose_buffer(&buffer);
         }
         Ok(())
-    }
-}
-
-impl Context {
-    /// What is mapped of a buffer leads nowhere any more (IOMMUFD-5.11).
-    pub(crate) fn lose_buffer(&mut self, which: &Arc<DmaBuf>) {
-        let mut lost_pages = Vec::new();
-        for (id, pages) in &mut self.backing.pages {
-            if let PagesOrigin::DmaBuf { buffer, lost } = &mut pages.origin
-                && Arc::ptr_eq(buffer, which)
-            {
-                *lost = true;
-                lost_pages.push(*id);
-            }
-        }
-        for ioas in self.ioases.values_mut() {
-            ioas.revoke(&lost_pages, &mut self.backing);
-        }
     }
 }

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! DEVICE_FEATURE (vfio-api.md, section 8).
 
+use std::sync::Arc;
+
 use ::device::Board;
-use caller::{Caller, FileId, FileIds};
+use caller::{Caller, FileId, FileIds, Pinned};
+use iommufd::Iommufd;
 use uapi::Errno;
 use uapi::vfio::device::{DmaBuf, DmaRange, Feature, FeatureFlags, LowPowerWakeup, feature, region_index};
 use uapi::vfio::draining::DRAIN;
@@ -62,7 +65,7 @@ impl Device {
         caller: &dyn Caller,
         board: &mut Board,
         tokens: &mut Tokens,
-        (files, stream): (&mut FileIds, &mut Option<FileId>),
+        (files, stream, iommufd): (&mut FileIds, &mut Option<FileId>, &mut Iommufd),
         now: u64,
     ) -> Result<u64, Errno> {
         let (index, request) = Request::parse(arg, caller)?;
@@ -92,7 +95,7 @@ impl Device {
                 Ok(0)
             }
             DRAIN => self.drain_feature(&request, caller).map(|()| 0),
-            feature::DMA_BUF => self.dma_buf(&request, caller),
+            feature::DMA_BUF => self.dma_buf(&request, caller, board, (files, iommufd)),
             ERROR_RECOVERY => match request.check(FeatureFlags::GET | FeatureFlags::SET, size_of::<ErrorRecovery>())? {
                 false => Ok(0),
                 true if request.flags.contains(FeatureFlags::GET) => self.get_error_recovery(caller, request.data),
@@ -136,10 +139,14 @@ impl Device {
         Ok(0)
     }
 
-    /// The checks of API-206 and API-207. The BARs of a simulated device are
-    /// no bus addresses, so none has a peer-to-peer provider: what passes all
-    /// other checks is refused as Linux refuses such a BAR.
-    fn dma_buf(&self, request: &Request, caller: &dyn Caller) -> Result<u64, Errno> {
+    /// API-206 to API-209: the descriptor.
+    fn dma_buf(
+        &mut self,
+        request: &Request,
+        caller: &dyn Caller,
+        board: &Board,
+        (files, iommufd): (&mut FileIds, &mut Iommufd),
+    ) -> Result<u64, Errno> {
         if !request.check(FeatureFlags::GET, size_of::<DmaBuf>())? {
             return Ok(0);
         }
@@ -148,7 +155,7 @@ impl Device {
             return Err(Errno::EINVAL);
         }
         let bar = match self.bars.get(head.region_index as usize) {
-            Some(bar) if head.region_index <= region_index::BAR5 && bar.size != 0 => bar,
+            Some(bar) if head.region_index <= region_index::BAR5 && bar.size != 0 => *bar,
             _ => return Err(Errno::ENODEV),
         };
         // What Linux's allocator refuses (a list of more than 4 MiB).
@@ -159,16 +166,32 @@ impl Device {
         let mut ranges = vec![DmaRange::default(); head.nr_ranges as usize];
         caller.read(list, ranges.as_mut_bytes())?;
         let mut total: u64 = 0;
-        for range in ranges {
+        for range in &ranges {
             if range.length == 0 || !range.offset.is_multiple_of(PAGE) || !range.length.is_multiple_of(PAGE) {
                 return Err(Errno::EINVAL);
             }
-            let end = range.offset.checked_add(range.length).ok_or(Errno::EOVERFLOW)?;
             total = total.checked_add(range.length).ok_or(Errno::EINVAL)?;
-            if end > bar.size {
+        }
+        // The highest bit is one that Linux's IOVA state uses.
+        if total >> 63 != 0 {
+            return Err(Errno::EINVAL);
+        }
+        // Only memory has a peer-to-peer provider.
+        let index = head.region_index as usize;
+        let memory = self.endpoint.peer(index).ok_or(Errno::EINVAL)?;
+        let start = board.fabric.resources(self.address).get(index).ok_or(Errno::EINVAL)?.start;
+        for range in &ranges {
+            let first = start.checked_add(range.offset).ok_or(Errno::EOVERFLOW)?;
+            let end = first.checked_add(range.length).ok_or(Errno::EOVERFLOW)?;
+            if end > start + bar.size {
                 return Err(Errno::EINVAL);
             }
         }
-        Err(Errno::EINVAL)
+        let offset = ranges.first().map_or(0, |range| range.offset);
+        let (fd, buffer) = iommufd.export(total, Pinned { memory, offset }, ranges.len() == 1, caller, files)?;
+        buffer.set_revoked(!self.accessible);
+        self.buffers.retain(|buffer| buffer.strong_count() > 0);
+        self.buffers.push(Arc::downgrade(&buffer));
+        Ok(u64::from(fd.cast_unsigned()))
     }
 }

@@ -259,7 +259,7 @@ impl Devices {
             request::ATTACH_IOMMUFD_PT | request::DETACH_IOMMUFD_PT => Err(Errno::ENOTTY),
             request::FEATURE => {
                 let mut stream = None;
-                let opens = (&mut *cx.files, &mut stream);
+                let opens = (&mut *cx.files, &mut stream, &mut *cx.iommufd);
                 let result = device.feature(arg, cx.caller, cx.board, &mut self.tokens, opens, now);
                 if let Some(file) = stream {
                     let resuming = device.migration_state() == Some(migration::State::Resuming);

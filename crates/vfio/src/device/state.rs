@@ -2,10 +2,11 @@
 //! One open device: what its open and close do, and what of the hardware a
 //! program can reach at any time (vfio-api.md, sections 7 and 12).
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use ::device::{Board, DeviceFile, Endpoint, Event, Mode, RegionLayout, ResetKind};
 use caller::{Platform, WatchId};
+use iommufd::DmaBuf;
 use pci::resource::IORESOURCE_MEM;
 use pci::{Address, Answers, Effect, Function, PortType, Resource, SavedConfig, cap};
 use uapi::Errno;
@@ -88,6 +89,8 @@ pub(super) struct Device {
     pub(super) started: Option<Started>,
     /// `None`: it does not migrate.
     pub(super) migration: Option<Migration>,
+    /// What was exported of its BARs.
+    pub(super) buffers: Vec<Weak<DmaBuf>>,
     /// Memory of the BARs can be reached.
     pub(super) accessible: bool,
     held: Held,
@@ -144,6 +147,7 @@ impl Device {
             recovery: Recovery::new(options.recovery),
             started: None,
             migration: None,
+            buffers: Vec::new(),
             accessible: false,
             held: Held::No,
             bus_master: false,
@@ -211,6 +215,7 @@ impl Device {
         self.let_accesses_go();
         self.error = None;
         self.request = None;
+        self.kill_buffers();
         tracing::info!(name: "vfio.device_close", device = %self.address, reset);
         reset
     }
@@ -320,6 +325,15 @@ impl Device {
     fn set_accessible(&mut self, on: bool, now: u64) {
         self.accessible = on;
         self.endpoint.set_memory(on, now);
+        // API-211
+        for buffer in self.buffers.iter().filter_map(Weak::upgrade) {
+            buffer.set_revoked(!on);
+        }
+    }
+
+    /// What was exported is dead from now on (API-211).
+    fn kill_buffers(&mut self) {
+        self.buffers.drain(..).filter_map(|buffer| buffer.upgrade()).for_each(|buffer| buffer.set_revoked(true));
     }
 
     /// The state at open.

@@ -185,5 +185,10 @@ fn dma_buf_checks() {
     ] {
         assert_eq!(ask(&mut rig, 0, 0, &[bad]), Err(Errno::EINVAL));
     }
-    assert_eq!(ask(&mut rig, 0, 0, &[page]), Err(Errno::EINVAL), "no peer-to-peer provider");
+    // The whole list is checked by itself before the BAR is.
+    assert_eq!(ask(&mut rig, 0, 0, &[wrap, DmaRange { offset: 1, ..page }]), Err(Errno::EINVAL));
+    let half = DmaRange { offset: 0, length: 1 << 63 };
+    assert_eq!(ask(&mut rig, 0, 0, &[half, half]), Err(Errno::EINVAL), "the sum overflows");
+    assert_eq!(ask(&mut rig, 2, 0, &[page]), Err(Errno::EINVAL), "ports have no peer-to-peer provider");
+    assert!(ask(&mut rig, 0, 0, &[page, page]).is_ok());
 }

@@ -2,6 +2,7 @@
 //! An open device as a program sees it, one file a topic.
 
 mod config;
+mod dma_buf;
 mod feature;
 mod hot_reset;
 mod info;
