@@ -18,7 +18,7 @@ use crate::lab::{ContainerServer, Lab, LabError};
 use crate::tree::{Node, Tree};
 use crate::unbind::Removals;
 use crate::vdpa_bus::{VdpaBus, VdpaError};
-use crate::{sysfs, sysfs_vdpa};
+use crate::{peers, sysfs, sysfs_vdpa};
 
 /// Kinds of open file; what a request means depends on it (API-002).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,6 +120,7 @@ impl Host {
         }
         host.take_ids()?;
         host.enable_initial_vfs()?;
+        peers::connect(&host.board);
         host.plan_errors()?;
         Ok(host)
     }

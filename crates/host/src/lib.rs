@@ -9,6 +9,7 @@ mod errors;
 mod host;
 mod inventory;
 pub mod lab;
+mod peers;
 mod store;
 pub mod survey;
 mod sysfs;

@@ -10,6 +10,7 @@ use crate::assemble;
 use crate::drivers;
 use crate::host::Host;
 use crate::lab::LabError;
+use crate::peers;
 use crate::unbind::Stored;
 
 impl Host {
@@ -248,6 +249,7 @@ impl Host {
             return Err(Errno::EBUSY);
         }
         self.enable_vfs(pf, wanted).map_err(|_| Errno::ENOMEM)?;
+        peers::connect(&self.board);
         Ok(None)
     }
 

@@ -145,3 +145,40 @@ fn a_cancelled_move_loses_nothing() {
         assert_eq!(w.set(0, 9), Err(Errno::EINVAL));
     }
 }
+
+/// Two accelerators below a switch.
+fn behind_switch(acs: bool) -> World {
+    let ports = ["00:01.0 root 1", "01:00.0 upstream 2", "02:00.0 downstream 3", "02:01.0 downstream 4"].map(|port| {
+        let [addr, kind, bus] = port.split(' ').collect::<Vec<_>>()[..] else { panic!() };
+        format!("[[port]]\naddr = \"{addr}\"\nkind = \"{kind}\"\nbus = {bus}\nacs = {}\n", acs || kind == "root")
+    });
+    let devices = ["03:00.0", "04:00.0"].map(|addr| format!("[[device]]\nmodel = \"dsa\"\naddr = \"{addr}\"\n"));
+    World::new(&(ports.concat() + &devices.concat()))
+}
+
+/// GRP-001, GRP-003: without ACS a switch passes a request on to the peer whose
+/// bus address it carries, though nothing is mapped and no program has opened
+/// anything; with ACS it goes up, where the IOMMU finds nothing.
+#[test]
+fn acs_decides_who_is_asked() {
+    for acs in [false, true] {
+        let w = behind_switch(acs);
+        let address = "0000:04:00.0".parse().unwrap();
+        let bar = w.host.board().fabric.resources(address)[0].start;
+        let [one, other] = w.host.endpoints().map(std::sync::Arc::clone).collect::<Vec<_>>().try_into().unwrap();
+        one.requester.set_bus_master(true);
+        let mut word = [0; 8];
+        let read = |word: &mut [u8; 8]| one.requester.session().read(bar, word).map_err(|fault| fault.reason);
+        // Nobody decodes yet.
+        let refused = if acs { iommu::FaultReason::Blocked } else { iommu::FaultReason::Memory };
+        assert_eq!(read(&mut word), Err(refused));
+        other.set_memory(true, 0);
+        match acs {
+            true => assert_eq!(read(&mut word), Err(refused)),
+            false => {
+                read(&mut word).unwrap();
+                assert_ne!(word, [0; 8], "the version register");
+            }
+        }
+    }
+}

@@ -18,7 +18,7 @@
 use std::sync::Arc;
 
 use crate::marks::Marks;
-use crate::reach::Reach;
+use crate::reach::{DIRECT, Direct, Reach, between, direct_at};
 use crate::sync::{AtomicU32, Mutex, MutexGuard, OnceLock, Ordering, lock, pass, try_lock, visit};
 use crate::{Access, DirtyLog, Domain, FaultReason, Memory, Prot};
 
@@ -33,6 +33,8 @@ pub(crate) struct Port {
     domain: Mutex<Option<Domain>>,
     /// Likewise the log of what the device itself notes.
     own: Mutex<Option<Arc<DirtyLog>>>,
+    /// Likewise the devices that are reached without the IOMMU.
+    direct: Mutex<Option<Arc<[Direct]>>>,
     first: Worker,
 }
 
@@ -65,6 +67,8 @@ pub(crate) struct State {
     /// The log of the device itself, and its marks while it is on.
     own: Option<Arc<DirtyLog>>,
     own_marks: Option<Box<Marks>>,
+    /// Devices that are reached without the IOMMU.
+    direct: Option<Arc<[Direct]>>,
 }
 
 /// A translation.
@@ -95,6 +99,7 @@ impl Default for State {
             marks: None,
             own: None,
             own_marks: None,
+            direct: None,
         }
     }
 }
@@ -124,6 +129,7 @@ impl Port {
             let mut state = State::default();
             state.enter(domain.as_ref());
             state.set_own(lock(&self.own).as_ref());
+            state.direct.clone_from(&lock(&self.direct));
             Box::new(Worker { state: Mutex::new(state), ..Worker::default() })
         })
     }
@@ -177,6 +183,17 @@ impl Port {
         if let Some(old) = old {
             old.remove_port(self);
         }
+    }
+
+    /// From now on sessions reach these devices without the IOMMU. On return no
+    /// session goes by what was before.
+    pub(crate) fn set_direct(&self, direct: Option<&Arc<[Direct]>>) {
+        let _turn = lock(&self.turn);
+        *lock(&self.direct) = direct.cloned();
+        self.visit(&mut |state| {
+            state.flush();
+            state.direct = direct.cloned();
+        });
     }
 
     /// Waits for the sessions open now; makes later ones forget all
@@ -256,8 +273,15 @@ impl State {
 
     /// Translates `iova` and remembers the result, which is [`current`](Self::current) then.
     pub(crate) fn look_up(&mut self, iova: u64, access: Access) -> Result<(), FaultReason> {
+        if let Some((memory, window)) = self.direct.as_deref().and_then(|direct| direct_at(direct, iova)) {
+            let Direct { first, last, .. } = *window;
+            let hit =
+                Hit { first, last, distance: first.wrapping_neg(), nested: 0, memory, prot: Prot::READ | Prot::WRITE };
+            self.keep(iova, hit);
+            return Ok(());
+        }
         let domain = self.domain.as_ref().ok_or(FaultReason::Blocked)?;
-        let hit = match &domain.stage1 {
+        let mut hit = match &domain.stage1 {
             None => {
                 let entry = self.reach.find(&domain.space, iova)?;
                 Hit {
@@ -287,10 +311,17 @@ impl State {
                 }
             }
         };
+        if let Some(direct) = &self.direct {
+            (hit.first, hit.last) = between(direct, iova, (hit.first, hit.last));
+        }
+        self.keep(iova, hit);
+        Ok(())
+    }
+
+    fn keep(&mut self, iova: u64, hit: Hit) {
         self.latest = place(iova);
         self.hits[place(iova)] = hit;
         self.warm = true;
-        Ok(())
     }
 
     /// Whether the rights of a remembered translation may have grown.
@@ -303,6 +334,9 @@ impl State {
     /// written by this session.
     #[inline]
     pub(crate) fn mark(&mut self, hit: &Hit, iova: u64, len: usize) {
+        if hit.memory >= DIRECT {
+            return; // No page is written.
+        }
         if let Some(marks) = &mut self.marks {
             let address = hit.address(iova);
             marks.mark(address, address + (len as u64 - 1));
@@ -317,6 +351,9 @@ impl State {
     #[inline]
     pub(crate) fn mark_granule(&mut self, hit: &Hit, iova: u64) -> u64 {
         let mut last = hit.last;
+        if hit.memory >= DIRECT {
+            return last;
+        }
         if let Some(marks) = &mut self.marks {
             let address = hit.address(iova);
             marks.mark(address, address);
@@ -332,7 +369,13 @@ impl State {
     /// The memory of a remembered translation.
     #[inline]
     pub(crate) fn memory(&self, number: u32) -> Option<&dyn Memory> {
-        self.reach.memory(number)
+        self.reach.memory(number).or_else(|| self.direct_memory(number))
+    }
+
+    #[cold]
+    fn direct_memory(&self, number: u32) -> Option<&dyn Memory> {
+        let direct = self.direct.as_ref()?.get(number.checked_sub(DIRECT)? as usize)?;
+        Some(&*direct.memory)
     }
 
     /// Where the marks of `log` are, if it is one of the state's.

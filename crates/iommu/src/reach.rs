@@ -100,3 +100,36 @@ impl Tables for Walk<'_> {
         Ok(done)
     }
 }
+
+/// Another device that requests reach by its bus address before any IOMMU sees
+/// them: a switch, or a device of several functions, routes them so (PCIe 6.12,
+/// where Access Control Services do not redirect them).
+#[derive(Clone, Debug)]
+pub struct Direct {
+    /// First address.
+    pub first: u64,
+    /// Last address, inclusive.
+    pub last: u64,
+    /// What is there; the first address is its offset 0.
+    pub memory: Arc<dyn Memory>,
+}
+
+/// Numbers of memories from here on are those of such devices.
+pub(crate) const DIRECT: u32 = 1 << 31;
+
+/// The device that an address is of, and its number.
+pub(crate) fn direct_at(direct: &[Direct], iova: u64) -> Option<(u32, &Direct)> {
+    (DIRECT..).zip(direct).find(|(_, window)| window.first <= iova && iova <= window.last)
+}
+
+/// How much of a range around `iova` is of no such device.
+pub(crate) fn between(direct: &[Direct], iova: u64, (mut first, mut last): (u64, u64)) -> (u64, u64) {
+    for window in direct {
+        if window.last < iova {
+            first = first.max(window.last + 1);
+        } else if window.first > iova {
+            last = last.min(window.first - 1);
+        }
+    }
+    (first, last)
+}

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::port::Port;
 use crate::sync::{AtomicBool, Mutex, OnceLock, Ordering, lock};
-use crate::{DirtyLog, Domain, Session};
+use crate::{Direct, DirtyLog, Domain, Session};
 
 /// Direction of a device access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +93,8 @@ pub struct Requester {
     faults: Mutex<Vec<DmaFault>>,
     /// What it writes is noted here, too.
     log: Mutex<Option<Arc<DirtyLog>>>,
+    /// Devices that it reaches without the IOMMU.
+    direct: Mutex<Option<Arc<[Direct]>>>,
     /// Whether `trap` is set; sessions look at this only.
     trapped: AtomicBool,
     trap: Mutex<Option<Trap>>,
@@ -144,6 +146,9 @@ impl Requester {
             let port = port.get_or_init(Arc::default);
             port.set_own_log(log.as_ref());
             drop(log);
+            let direct = lock(&self.direct);
+            port.set_direct(direct.as_ref());
+            drop(direct);
             port.attach(domain);
         }
         true
@@ -158,6 +163,18 @@ impl Requester {
             port.set_own_log(log.as_ref());
         }
         *own = log;
+    }
+
+    /// Devices whose bus addresses its requests reach without the IOMMU, as long
+    /// as it masters the bus. On return no session goes by what was before.
+    pub fn set_direct(&self, windows: Vec<Direct>) {
+        let direct = (!windows.is_empty()).then(|| Arc::from(windows));
+        let mut own = lock(&self.direct);
+        for port in self.ports() {
+            port.set_direct(direct.as_ref());
+        }
+        self.nowhere.set_direct(direct.as_ref());
+        *own = direct;
     }
 
     /// The bus master enable bit. Turning it off is a fence.

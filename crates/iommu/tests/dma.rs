@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::thread;
 
 use iommu::{
-    Access, AddressSpace, DmaFault, FaultReason, MapError, Mapping, Memory, MemoryFault, Places, Prot, Requester,
-    Segment,
+    Access, AddressSpace, Direct, DmaFault, FaultReason, MapError, Mapping, Memory, MemoryFault, Places, Prot,
+    Requester, Segment,
 };
 use vm_memory::VolatileSlice;
 
@@ -471,4 +471,44 @@ fn many_pieces_are_one_after_the_other() {
     memory.read(0, &VolatileSlice::from(&mut all[..])).expect("there");
     assert_eq!(all, [1, 2, 2, 3]);
     assert_eq!(memory.write_many(&[(99, VolatileSlice::from(&mut a[..]))]), Err(MemoryFault));
+}
+
+/// PCIe 6.12: requests to a peer's bus address go there whatever is mapped,
+/// with and without a PASID, before and after something was remembered; a run
+/// of bytes goes on in memory where the peer ends.
+#[test]
+fn a_direct_peer_answers_before_the_iommu() {
+    let (space, memory, peer) = (AddressSpace::new(), Remote::new(4 * 4096), Remote::new(4096));
+    let requester = attached(&space);
+    assert!(requester.attach_pasid(7, Some(space.clone().into())));
+    map(&space, &memory, 0, 4 * PAGE - 1);
+    let read = |at: u64, pasid: Option<u32>| {
+        let mut bytes = [0; 8];
+        let mut session = pasid.map_or_else(|| requester.session(), |pasid| requester.session_pasid(pasid));
+        session.read(at, &mut bytes).map(|()| bytes).map_err(|fault| fault.reason)
+    };
+    requester.session().write(PAGE, &[0xaa; 8]).unwrap();
+    assert_eq!(read(PAGE, None), Ok([0xaa; 8]), "remembered as memory");
+    let window = |first: u64| vec![Direct { first, last: first + PAGE - 1, memory: peer.clone() }];
+    requester.set_direct(window(PAGE));
+    for pasid in [None, Some(7), Some(9)] {
+        assert_eq!(read(PAGE, pasid), Ok([0, 1, 2, 3, 4, 5, 6, 7]), "{pasid:?}");
+    }
+    assert_eq!(read(8, Some(9)), Err(FaultReason::Blocked));
+    // Across both ends.
+    assert_eq!(read(PAGE - 4, None), Ok([252, 253, 254, 255, 0, 1, 2, 3]));
+    assert_eq!(read(2 * PAGE - 4, None), Ok([252, 253, 254, 255, 0, 1, 2, 3]));
+    requester.session().write(2 * PAGE - 4, &[9; 8]).unwrap();
+    assert_eq!(read(2 * PAGE, None), Ok([9, 9, 9, 9, 4, 5, 6, 7]));
+    // A PASID that is attached later, no domain at all, and no bus mastering.
+    assert!(requester.attach_pasid(8, Some(space.clone().into())));
+    assert_eq!(read(PAGE, Some(8)), Ok([0, 1, 2, 3, 4, 5, 6, 7]));
+    requester.attach(None);
+    assert_eq!((read(PAGE, None), read(0, None)), (Ok([0, 1, 2, 3, 4, 5, 6, 7]), Err(FaultReason::Blocked)));
+    requester.set_bus_master(false);
+    assert_eq!(read(PAGE, None), Err(FaultReason::BusMasterOff));
+    requester.set_bus_master(true);
+    requester.attach(Some(space.clone().into()));
+    requester.set_direct(Vec::new());
+    assert_eq!(read(PAGE, None), Ok([0xaa; 8]), "what was there before");
 }

@@ -8,8 +8,8 @@
 
 mod access;
 mod backing;
-mod buffers;
 mod bitmap;
+mod buffers;
 mod calls;
 mod compat;
 mod context;

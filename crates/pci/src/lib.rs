@@ -39,6 +39,7 @@ mod header;
 mod layout;
 mod link;
 mod numbering;
+mod peers;
 mod place;
 mod plan;
 mod preset;

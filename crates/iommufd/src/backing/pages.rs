@@ -78,9 +78,7 @@ impl Pages {
         match &self.origin {
             PagesOrigin::Program(_) => self.coverage.memory(start, length).map(Some),
             PagesOrigin::DmaBuf { lost: true, .. } => Ok(None),
-            PagesOrigin::DmaBuf { buffer, .. } => {
-                Ok(Some(buffer.memory(self.base + start)))
-            }
+            PagesOrigin::DmaBuf { buffer, .. } => Ok(Some(buffer.memory(self.base + start))),
         }
     }
 

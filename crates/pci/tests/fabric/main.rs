@@ -11,6 +11,7 @@ mod groups;
 mod inject;
 mod link;
 mod lspci;
+mod peers;
 mod properties;
 mod recovery;
 mod recovery_random;
