@@ -7,6 +7,7 @@ use std::sync::Arc;
 use pci::{Address, Fabric, ResetMethod};
 
 use crate::Endpoint;
+use crate::mediated::Pasids;
 use crate::migration::Migration;
 
 /// A driver of the pretend kernel.
@@ -54,6 +55,21 @@ pub struct Slot {
     /// Its driver is being taken away and waits for the users that there are:
     /// no new ones (API-273).
     pub leaving: bool,
+    /// It is a part of another function, not one of the bus.
+    pub mediated: Option<Mediated>,
+}
+
+/// A mediated device.
+#[derive(Clone, Debug)]
+pub struct Mediated {
+    /// The function that it is a part of.
+    pub parent: Address,
+    /// Its name on the mdev bus, a UUID.
+    pub uuid: String,
+    /// Whether it has a group of its own, with a node.
+    pub group: bool,
+    /// The function's PASIDs as it has them.
+    pub pasids: Pasids,
 }
 
 impl Default for Slot {
@@ -67,6 +83,7 @@ impl Default for Slot {
             migration: None,
             locked: false,
             leaving: false,
+            mediated: None,
         }
     }
 }
@@ -105,6 +122,18 @@ impl Board {
     #[must_use]
     pub fn is_leaving(&self, address: Address) -> bool {
         self.slots.get(&address).is_some_and(|slot| slot.leaving)
+    }
+
+    /// What is mediated at an address.
+    #[must_use]
+    pub fn mediated(&self, address: Address) -> Option<&Mediated> {
+        self.slots.get(&address)?.mediated.as_ref()
+    }
+
+    /// The parts of a function that users share.
+    pub fn parts(&self, address: Address) -> impl Iterator<Item = Address> {
+        let of = move |slot: &Slot| slot.mediated.as_ref().is_some_and(|part| part.parent == address);
+        self.slots.iter().filter(move |(_, slot)| of(slot)).map(|(at, _)| *at)
     }
 
     /// The model at an address.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use iommu::{Memory, MemoryFault, Requester};
 use pci::FunctionSpec;
 
+use crate::mediated::Shares;
 use crate::migration::{Activity, LoadError};
 use crate::peer::{Answering, Inbox, PeerBar, Post, pieces};
 use crate::{DeviceFile, Event, Interrupts, PageRequests, Steppable, Turn, Wake, Window};
@@ -142,6 +143,8 @@ pub struct Endpoint {
     pub interrupts: Interrupts,
     /// Its page requests.
     pub page_requests: Arc<PageRequests>,
+    /// Users that it is shared among.
+    pub(crate) shares: Shares,
 }
 
 struct Model {
@@ -167,6 +170,11 @@ impl Endpoint {
     /// Puts a model in place.
     #[must_use]
     pub fn new(device: Box<dyn Device>) -> Arc<Endpoint> {
+        let page_requests = PageRequests::new(device.function().pasid.is_some());
+        Endpoint::place(device, page_requests)
+    }
+
+    pub(crate) fn place(device: Box<dyn Device>, page_requests: Arc<PageRequests>) -> Arc<Endpoint> {
         let spec = device.function();
         let model = Model {
             device,
@@ -178,7 +186,6 @@ impl Endpoint {
             activity: Activity::Running,
             drain: None,
         };
-        let page_requests = PageRequests::new(spec.pasid.is_some());
         Arc::new_cyclic(|endpoint| Endpoint {
             peers: std::array::from_fn(|bar| {
                 let spec = spec.bars.get(bar)?.as_ref().filter(|bar| bar.is_memory())?;
@@ -192,6 +199,7 @@ impl Endpoint {
             wake: OnceLock::new(),
             requester: Requester::new(),
             interrupts: Interrupts::default(),
+            shares: Shares::default(),
         })
     }
 
@@ -396,7 +404,7 @@ impl Endpoint {
         self.kick();
     }
 
-    /// Resets the model.
+    /// Resets the model, and those that share it.
     pub fn reset(&self, kind: ResetKind, now: Nanos) {
         let mut model = self.lock();
         drop(self.inbox.take());
@@ -406,6 +414,8 @@ impl Endpoint {
             device.reset(io, kind);
             device.publish(io);
         });
+        drop(model);
+        self.shares.reset(kind, now);
     }
 
     /// Gives the device a turn. `None`: somebody else is using it just now.

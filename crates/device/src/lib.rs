@@ -7,14 +7,15 @@
 //! BARs that a program has mapped ([`Window`]). A virtio device without a PCI
 //! function is a [`VirtioDevice`] in a [`VirtioEndpoint`]. An executor gives
 //! endpoints their turns. [`migration`] says what of a device may move,
-//! [`saved`] how its state is written down. Another device may write to it, too
-//! ([`Endpoint::peer`]).
+//! [`saved`] how its state is written down, [`mediated`] how several users share
+//! a function. Another device may write to it, too ([`Endpoint::peer`]).
 #![forbid(unsafe_code)]
 
 mod board;
 mod disk;
 mod endpoint;
 mod interrupts;
+pub mod mediated;
 pub mod migration;
 mod network;
 pub mod page_requests;
@@ -24,7 +25,7 @@ mod steppable;
 pub mod virtio;
 mod window;
 
-pub use board::{Board, Driver, Slot};
+pub use board::{Board, Driver, Mediated, Slot};
 pub use disk::{Disk, DiskError, DiskPart};
 pub use endpoint::{Device, Endpoint, Io, Nanos, ResetKind};
 pub use interrupts::{Event, Interrupts, Mode};

@@ -9,8 +9,13 @@
 //! What comes back must be the answer to what is out: index, PASID where the
 //! function wants it, and the private data, which no two requests share. All
 //! else is dropped and shows in the status register.
+//!
+//! A function that is shared has one such object for each of its users
+//! ([`PageRequests::share`]). They have the function's indexes in common, for
+//! the index space is the function's (FAULT-4.8), and nothing else: each has
+//! its own queue, and takes answers to its own requests only.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::{self, Debug, Formatter};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -56,6 +61,17 @@ pub struct PageRequests {
     answered: AtomicBool,
     status: AtomicU16,
     wake: OnceLock<Arc<dyn Wake>>,
+    /// The PASID of requests that name none.
+    own_pasid: Option<u32>,
+    function: Arc<Mutex<Function>>,
+}
+
+/// What the users of one function have in common. Locked last.
+#[derive(Debug, Default)]
+struct Function {
+    /// Indexes that are out.
+    taken: BTreeSet<u32>,
+    last_ticket: u64,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +87,6 @@ struct State {
     out: BTreeMap<u32, Out>,
     answers: VecDeque<(PageTicket, PageResponseCode)>,
     queue: Option<Arc<dyn PageRequestQueue>>,
-    last_ticket: u64,
 }
 
 /// A group of one request that is out.
@@ -103,8 +118,25 @@ impl PageRequests {
         Arc::new(this)
     }
 
+    /// Those of another user of the function: off. Its requests that name no
+    /// PASID have `pasid`.
+    #[must_use]
+    pub fn share(&self, pasid: u32) -> Arc<PageRequests> {
+        let mut this = PageRequests { own_pasid: Some(pasid), ..PageRequests::default() };
+        this.function = Arc::clone(&self.function);
+        let mut state = this.lock();
+        state.needs_pasid = true;
+        this.show(&state);
+        drop(state);
+        Arc::new(this)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn function(&self) -> MutexGuard<'_, Function> {
+        self.function.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_wake(&self, wake: Arc<dyn Wake>) {
@@ -139,13 +171,11 @@ impl PageRequests {
         }
         let mut state = self.lock();
         let Some(queue) = state.queue.clone().filter(|_| state.enabled && !state.failed) else { return Asked::Off };
-        let free = (0..PAGE_GROUPS).zip(state.out.keys()).find(|(free, taken)| free != *taken);
-        let group = free.map_or(state.out.len() as u32, |(free, _)| free);
-        if group >= PAGE_GROUPS || state.out.len() as u64 >= u64::from(state.allocation) {
+        if state.out.len() as u64 >= u64::from(state.allocation) {
             return Asked::Full;
         }
-        state.last_ticket += 1;
-        let ticket = PageTicket(state.last_ticket);
+        let Some((group, ticket)) = self.function().take() else { return Asked::Full };
+        let pasid = pasid.or(self.own_pasid);
         state.out.insert(group, Out { ticket, pasid });
         let request = PageRequest {
             pasid,
@@ -218,6 +248,7 @@ impl PageRequests {
     pub fn reset(&self) {
         let mut state = self.lock();
         (state.enabled, state.failed, state.unexpected) = (false, false, false);
+        self.function().taken.retain(|group| !state.out.contains_key(group));
         state.out.clear();
         state.answers.clear();
         if let Some(queue) = &state.queue {
@@ -240,11 +271,23 @@ impl PageRequests {
         match state.out.get(&response.group).copied().filter(answers) {
             Some(out) => {
                 state.out.remove(&response.group);
+                self.function().taken.remove(&response.group);
                 state.answers.push_back((out.ticket, response.code));
             }
             None => state.unexpected = true,
         }
         state.failed |= response.code == PageResponseCode::Failure;
+    }
+}
+
+impl Function {
+    /// The lowest free index, and a ticket that no request of the function has.
+    fn take(&mut self) -> Option<(u32, PageTicket)> {
+        let taken = (0..PAGE_GROUPS).zip(&self.taken).take_while(|(index, taken)| index == *taken).count();
+        let group = u32::try_from(taken).ok().filter(|group| *group < PAGE_GROUPS)?;
+        self.taken.insert(group);
+        self.last_ticket += 1;
+        Some((group, PageTicket(self.last_ticket)))
     }
 }
 

@@ -9,8 +9,8 @@ use device::{Board, Disk, Driver, Endpoint, NetPort, Slot};
 use models::{dsa, ioat, nvme};
 use pci::{Address, Fabric, FabricBuilder, FabricError, FunctionSpec, Item, Place, PortType, Timing, cap};
 
-use crate::drivers;
 use crate::lab::{self, DeviceSpec, DiskSpec, Lab, LabError, Medium, Model, NetworkSpec, NvmeSpec, PortKind, PortSpec};
+use crate::{drivers, mediated};
 
 /// Makes the disks and networks of a lab.
 pub trait Storage: Send + Debug {
@@ -59,6 +59,10 @@ pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed),
     let mut slots = BTreeMap::new();
     for (address, n) in &placed {
         let Some(device) = lab.devices.get(*n) else { continue };
+        if let Some(part) = &device.part {
+            mediated::add(&mut builder, &mut slots, (*address, device, part), lab)?;
+            continue;
+        }
         let endpoint = endpoint(device, storage, &serial(device, *address))?;
         let mut spec = endpoint.spec().clone();
         if device.acs {
@@ -70,11 +74,14 @@ pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed),
         let mut item = Item::new(Place::At(*address), spec).named(&address.to_string());
         item.no_iommu = !device.iommu;
         builder.add(item);
-        if device.migration.is_some() && endpoint.identity().is_none() {
-            return Err(LabError::new(&device.place, "`migration`: this model cannot be saved"));
-        }
         let slot = Slot { endpoint: Some(endpoint), migration: device.migration.clone(), ..Slot::default() };
         slots.insert(*address, slot);
+    }
+    for (address, n) in &placed {
+        let saved = slots.get(address).and_then(|slot: &Slot| slot.endpoint.as_ref()).and_then(|e| e.identity());
+        if let Some(device) = lab.devices.get(*n).filter(|device| device.migration.is_some() && saved.is_none()) {
+            return Err(LabError::new(&device.place, "`migration`: this model cannot be saved"));
+        }
     }
     let fabric = builder.build().map_err(|error| blame(lab, &placed, &error))?;
     let mut board = Board { fabric, slots };
@@ -95,6 +102,7 @@ pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed),
         };
         board.slots.entry(address).or_default().driver = driver;
     }
+    mediated::check(&board, lab)?;
     Ok((board, placed))
 }
 
@@ -128,7 +136,12 @@ fn place(lab: &Lab) -> Result<Placed, LabError> {
     let mut used: BTreeSet<u8> = lab.ports.iter().map(|p| p.bus).collect();
     used.extend(lab.devices.iter().filter_map(|d| d.address).map(|a| a.bus));
     let mut placed = Placed::new();
+    let mut parts = 0..;
     for (n, device) in lab.devices.iter().enumerate() {
+        if device.part.is_some() {
+            placed.insert(mediated::place(parts.next().unwrap_or(usize::MAX), device)?, n);
+            continue;
+        }
         let address = device.address.or_else(|| {
             let bus = (1..=u8::MAX).find(|bus| !used.contains(bus))?;
             used.insert(bus);

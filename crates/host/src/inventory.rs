@@ -24,6 +24,9 @@ pub struct FunctionInfo {
     pub driver: Option<String>,
     /// The physical function, if it is a virtual one.
     pub physical_function: Option<String>,
+    /// The function that it is a part of, and its UUID, if it is mediated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mediated: Option<(String, String)>,
     /// Whether a program has it open.
     pub open: bool,
 }
@@ -44,6 +47,7 @@ impl Host {
                 group: board.fabric.group(address),
                 driver: board.driver(address).map(|driver| driver.name().to_owned()),
                 physical_function: board.fabric.physical_function(address).map(text),
+                mediated: board.mediated(address).map(|part| (text(part.parent), part.uuid.clone())),
                 open: self.is_open(address),
             }
         };
@@ -60,7 +64,8 @@ pub fn table(functions: &[FunctionInfo]) -> String {
         let group = f.group.map_or_else(dash, |g| g.to_string());
         let driver = f.driver.clone().unwrap_or_else(dash);
         let physical = f.physical_function.as_ref().map(|pf| format!("VF of {pf}"));
-        let below = physical.or_else(|| f.parent.clone()).unwrap_or_else(dash);
+        let part = f.mediated.as_ref().map(|(parent, uuid)| format!("part of {parent}, {uuid}"));
+        let below = part.or(physical).or_else(|| f.parent.clone()).unwrap_or_else(dash);
         // Writing to a String cannot fail.
         let _ = writeln!(table, "{}  {}  {}  {group:5}  {driver:8}  {below}", f.address, f.id, f.class);
     }

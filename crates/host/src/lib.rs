@@ -9,6 +9,7 @@ mod errors;
 mod host;
 mod inventory;
 pub mod lab;
+mod mediated;
 mod peers;
 mod store;
 pub mod survey;

@@ -54,7 +54,8 @@ impl Host {
 
     fn address(&self, text: &str) -> Option<Address> {
         let address: Address = text.trim().parse().ok()?;
-        self.board.fabric.function(address).map(|_| address)
+        let function = self.board.fabric.function(address).filter(|_| self.board.mediated(address).is_none());
+        function.map(|_| address)
     }
 
     /// GRP-061, GRP-065
@@ -79,6 +80,10 @@ impl Host {
                 let address = self.address(text).ok_or(Errno::ENODEV)?;
                 if self.board.driver(address) != Some(&driver) {
                     return Err(Errno::ENODEV);
+                }
+                // Whose parts users may have; Linux would wait for all of them.
+                if self.board.parts(address).next().is_some() {
+                    return Err(Errno::EBUSY);
                 }
                 return self.unbind(address, len);
             }

@@ -12,11 +12,12 @@ use pci::aer::spec::{CORRECTABLE_NAMES, UNCORRECTABLE_NAMES};
 use pci::recovery::ErrorService;
 use pci::{Address, Function, PortType};
 
+use crate::mediated;
 use crate::tree::{NODE_DEVICE, Node, Tree};
 
-const DEVICES: &str = "/sys/devices";
+pub(crate) const DEVICES: &str = "/sys/devices";
 const BUS: &str = "/sys/bus/pci";
-const GROUPS: &str = "/sys/kernel/iommu_groups";
+pub(crate) const GROUPS: &str = "/sys/kernel/iommu_groups";
 const CDEVS: &str = "/sys/class/vfio-dev";
 const IOMMU: &str = "/sys/devices/virtual/iommu/dmar0";
 
@@ -51,6 +52,14 @@ pub(crate) fn tree(board: &Board, facts: &Facts<'_>) -> Tree {
         injector(&mut tree);
     }
     for (address, function) in board.fabric.functions() {
+        if let Some(part) = board.mediated(address) {
+            let dir = mediated::show(&mut tree, board, address, &path(board, part.parent));
+            let number = facts.vfio.cdev_number(address).filter(|_| !board.is_leaving(address));
+            if let (Some(dir), Some(number)) = (dir, number) {
+                add_cdev(&mut tree, &dir, number);
+            }
+            continue;
+        }
         add_function(&mut tree, board, facts, address, function);
         if let Some(number) = facts.vfio.cdev_number(address).filter(|_| !board.is_leaving(address)) {
             add_cdev(&mut tree, &path(board, address), number);

@@ -8,6 +8,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use ::device::mediated::Pasids;
 use iommu::{DirtyLog, Domain, Requester, VtdStage1};
 use uapi::Errno;
 use uapi::iommufd::HwptFlags;
@@ -77,12 +78,14 @@ impl LabIommu {
 pub(crate) struct Vtd {
     is: LabIommu,
     members: Vec<Arc<Requester>>,
+    /// Of a part of a function: the function's PASIDs.
+    pasids: Option<Pasids>,
 }
 
 impl Vtd {
     /// In front of the functions with these requesters.
-    pub(crate) fn new(is: LabIommu, members: Vec<Arc<Requester>>) -> Vtd {
-        Vtd { is, members }
+    pub(crate) fn new(is: LabIommu, members: Vec<Arc<Requester>>, pasids: Option<Pasids>) -> Vtd {
+        Vtd { is, members, pasids }
     }
 }
 
@@ -133,10 +136,18 @@ impl Driver for Vtd {
         if let Some(table) = target.and_then(|target| target.nested) {
             (table as &dyn Any).downcast_ref::<FirstStage>().ok_or(Errno::EINVAL)?.check()?;
         }
+        // One PASID of a function has one domain, whoever attached it.
+        let pasids = self.pasids.as_ref().filter(|_| pasid != 0);
+        if target.is_some() && pasids.is_some_and(|pasids| !pasids.claim(pasid)) {
+            return Err(Errno::EBUSY);
+        }
         // A function that was unplugged leaves nobody else with its requester.
         self.members.retain(|member| Arc::strong_count(member) > 1);
         for member in &self.members {
             set(member, pasid, target.map(|target| target.domain.clone()));
+        }
+        if let Some(pasids) = pasids.filter(|_| target.is_none()) {
+            pasids.release(pasid);
         }
         Ok(())
     }

@@ -7,7 +7,9 @@
 //! $ vfuse run --device dsa,addr=01:00.0 -- paging
 //! $ vfuse run --device dsa,addr=01:00.0 -- paging --size 64M --map 4K --answer twice
 //! ```
-//! `--answer` says how well it answers: `right`; `wrong` (every eighth page is
+//! `--device` names another function than 0000:01:00.0, or the UUID of a mediated
+//! device: several programs can then use one accelerator, each with PASIDs of
+//! its own. `--answer` says how well it answers: `right`; `wrong` (every eighth page is
 //! refused), `late` (after the host has answered), `twice`, `never` (until the
 //! host does). What was refused is submitted again. However it answers, each
 //! request gets one answer, and the buffer is filled in the end.
@@ -23,7 +25,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use models::dsa::spec::{self, Descriptor, command, flag, opcode, wqcfg};
 use uapi::iommufd::{Command, FaultQueueAlloc, HwptAlloc, IoasAlloc, IoasMap};
-use uapi::iommufd_events::{PageAnswer, PageFault};
+use uapi::iommufd_events::{FAULT_PASID_VALID, PageAnswer, PageFault};
 use uapi::vfio::cdev::{AttachIommufdPt, BindIommufd};
 use uapi::vfio::device::{ATTACH_IOMMUFD_PT, BIND_IOMMUFD, GET_REGION_INFO, RegionInfo};
 use zerocopy::{FromBytes as _, IntoBytes as _};
@@ -64,10 +66,12 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let (mut size, mut map, mut manner) = (1 << 30, 2 << 20, Manner::Right);
+    let mut device = BDF.to_owned();
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next().ok_or("an option has a value")?;
         match word.as_str() {
+            "--device" => device = value,
             "--size" => size = bytes(&value)?.next_multiple_of(PIECE),
             "--map" => map = bytes(&value)?.next_multiple_of(PAGE),
             "--answer" => {
@@ -83,12 +87,15 @@ fn run() -> Result<()> {
             _ => return Err(format!("unknown option {word}").into()),
         }
     }
-    let mut paging = Paging::new(size, map, manner)?;
+    let mut paging = Paging::new(&device, size, map, manner)?;
     paging.fill()?;
     paging.verify()?;
-    let Counts { requests, answers, dropped, refused } = paging.counts;
+    let Counts { requests, answers, dropped, refused, pasid } = paging.counts;
     println!("{} MiB filled and verified; {requests} page requests, {answers} answered", size >> 20);
     println!("{dropped} answers were not accepted, {refused} descriptors ended early and were submitted again");
+    if let Some(pasid) = pasid {
+        println!("page requests had PASID {pasid}");
+    }
     Ok(())
 }
 
@@ -156,6 +163,8 @@ struct Counts {
     dropped: u64,
     /// Descriptors that ended early.
     refused: u64,
+    /// The PASID of a mediated device's requests.
+    pasid: Option<u32>,
 }
 
 struct Paging {
@@ -180,11 +189,13 @@ struct Paging {
 }
 
 impl Paging {
-    fn new(size: u64, map: u64, manner: Manner) -> Result<Paging> {
+    fn new(device: &str, size: u64, map: u64, manner: Manner) -> Result<Paging> {
         let open = |path: &str| {
             OpenOptions::new().read(true).write(true).open(path).map_err(|error| format!("{path}: {error}"))
         };
-        let node = std::fs::read_dir(format!("/sys/bus/pci/devices/{BDF}/vfio-dev"))?.next().ok_or("no node")??;
+        let bus = if device.len() == 36 { "mdev" } else { "pci" };
+        let nodes = std::fs::read_dir(format!("/sys/bus/{bus}/devices/{device}/vfio-dev"));
+        let node = nodes.map_err(|error| format!("{device}: {error}"))?.next().ok_or("no node")??;
         let device = open(&format!("/dev/vfio/devices/{}", node.file_name().to_string_lossy()))?;
         let iommufd = open("/dev/iommu")?;
         let bind = BindIommufd { argsz: 16, iommufd: iommufd.as_raw_fd(), ..BindIommufd::default() };
@@ -328,6 +339,8 @@ impl Paging {
         let records: Vec<PageFault> =
             buffer[..len].chunks(40).filter_map(|record| PageFault::read_from_bytes(record).ok()).collect();
         self.counts.requests += records.len() as u64;
+        let pasid = records.iter().find(|record| record.flags & FAULT_PASID_VALID != 0).map(|record| record.pasid);
+        self.counts.pasid = self.counts.pasid.or(pasid);
         if matches!(self.manner, Manner::Late | Manner::Never) {
             // The device leaves: the host answers everything INVALID.
             self.attach()?;

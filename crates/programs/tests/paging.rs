@@ -54,3 +54,41 @@ fn answers_are_wrong_or_do_not_come() {
         paging(Way::RootNamespaces, FAULTS, &options).said("16 MiB filled and verified");
     }
 }
+
+/// Two parts of one accelerator, the second without a group.
+const PARTS: &str = "[vfio]
+unlimited_memlock = true
+[[device]]
+model = \"dsa\"
+addr = \"01:00.0\"
+driver = \"idxd\"
+[[device]]
+model = \"dsa\"
+parent = \"01:00.0\"
+uuid = \"83b8f4f2-509f-382f-3c1e-e6bfe0fa1001\"
+pasid = 77
+[[device]]
+model = \"dsa\"
+parent = \"01:00.0\"
+uuid = \"83b8f4f2-509f-382f-3c1e-e6bfe0fa1002\"
+group = \"none\"
+";
+
+in_each_way! {
+    /// FAULT-5.4: two processes share the accelerator at the same time, one
+    /// answers as it should and one too late; each has its own requests.
+    fn two_programs_share_an_accelerator(way) {
+        let vfuse = Vfuse::new(way).lab(PARTS);
+        let program = vfuse.place.program(&example("paging"));
+        let run = |last: u32, options: &str| {
+            let uuid = format!("83b8f4f2-509f-382f-3c1e-e6bfe0fa100{last}");
+            format!("{} --device {uuid} --size 16M --map 64K {options}", program.display())
+        };
+        let script = format!("{} & {} || exit 1; wait $!", run(1, ""), run(2, "--answer late"));
+        let outcome = vfuse.run(&["sh", "-c", &script]);
+        outcome.succeeded();
+        outcome.said("256 page requests, 256 answered");
+        outcome.said("page requests had PASID 77");
+        outcome.said("page requests had PASID 1");
+    }
+}

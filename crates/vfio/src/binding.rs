@@ -208,5 +208,6 @@ fn properties(address: Address, board: &Board, options: &Options) -> DevicePrope
         reserved: vec![(pci::MSI_WINDOW.start, pci::MSI_WINDOW.end)],
         responder: board.endpoint(address).filter(|_| has(function, cap::EXT_PRI)).map(responder),
         page_requests: page_requests(function),
+        pasids: board.mediated(address).map(|part| part.pasids.clone()),
     }
 }

@@ -171,7 +171,7 @@ impl Vfio {
         let device = candidates
             .into_iter()
             .filter(|address| !cx.board.is_leaving(*address))
-            .find(|address| self.devices.matches(*address, &name));
+            .find(|address| self.devices.matches(*address, &name, cx.board));
         let device = device.ok_or(Errno::ENODEV)?;
         self.devices.check_options(device, &name, cx.board)?;
         let group = self.group(file)?;

@@ -333,7 +333,10 @@ impl Host {
     fn reach_changed(&mut self, address: Address) {
         let fabric: &Fabric = &self.board.fabric;
         let above: Vec<Address> = fabric.parent(address).map(|port| fabric.below(port)).unwrap_or_default();
-        for function in above.into_iter().chain([address]) {
+        let mut reached: Vec<Address> = above.into_iter().chain([address]).collect();
+        let parts: Vec<Address> = reached.iter().flat_map(|function| self.board.parts(*function)).collect();
+        reached.extend(parts);
+        for function in reached {
             self.vfio.reach_changed(function, &mut self.board);
         }
     }
@@ -345,6 +348,18 @@ impl Host {
             if self.board.fabric.function(address).is_none() {
                 self.errors.leaving.remove(&address);
                 continue;
+            }
+            // Its parts go first.
+            let parts: Vec<Address> = self.board.parts(address).collect();
+            if !parts.is_empty() {
+                let before = self.errors.leaving.len();
+                self.errors.leaving.extend(parts);
+                if self.errors.leaving.len() > before {
+                    self.let_removed_go();
+                }
+                if self.board.parts(address).next().is_some() {
+                    continue;
+                }
             }
             if self.board.driver(address).is_some() && !self.board.is_leaving(address) {
                 // Nobody waits for this removal but the slot's own thread.

@@ -9,6 +9,7 @@ use models::dsa;
 use pci::Address;
 
 use super::LabError;
+use super::part::PartSpec;
 use super::section::{Millis, Number, Place, Section, Size, Switch};
 use crate::errors::ErrorPolicy;
 
@@ -82,6 +83,8 @@ pub struct DeviceSpec {
     pub resets: Option<FunctionResets>,
     /// How it migrates; `None`: not at all.
     pub migration: Option<Migration>,
+    /// The function that it is a part of, if it is mediated.
+    pub part: Option<PartSpec>,
     /// What it is.
     pub model: Model,
     /// Where it was described.
@@ -210,6 +213,7 @@ impl DeviceSpec {
             ready_time: 0,
             resets: None,
             migration: None,
+            part: None,
             model: Model::Nvme(NvmeSpec { disk, block_size: 512, queues: 64, serial: None, total_vfs: 0, vfs: 0 }),
             place,
         }
@@ -221,13 +225,12 @@ impl DeviceSpec {
         let name: String = section
             .take("model")?
             .ok_or_else(|| LabError::new(&place, format!("a device needs `model`; models are {MODELS}")))?;
-        let address = section.take("addr")?;
-        let driver: String = section.take_or("driver", "vfio-pci".into())?;
-        let acs = section.take_or("acs", Switch(false))?.0;
-        let iommu = section.take_or("iommu", Switch(true))?.0;
-        let on_error = section.take_or("on_error", ErrorPolicy::GOOD)?;
-        let ready_time = section.take_or("ready_ms", Millis(0))?.0;
-        let resets = section.take("resets")?;
+        let part = PartSpec::decode(&mut section)?;
+        let mut bus = BusKeys::default();
+        if part.is_none() {
+            bus = BusKeys::decode(&mut section)?;
+        }
+        let BusKeys { address, driver, acs, iommu, on_error, ready_time, resets } = bus;
         let migration = super::migration::decode(&mut section)?;
         let model = match name.as_str() {
             "nvme" => {
@@ -246,7 +249,41 @@ impl DeviceSpec {
         };
         section.finish()?;
         let driver = Some(driver).filter(|d| d != "none");
-        Ok(DeviceSpec { address, driver, acs, iommu, on_error, ready_time, resets, migration, model, place })
+        Ok(DeviceSpec { address, driver, acs, iommu, on_error, ready_time, resets, migration, part, model, place })
+    }
+}
+
+/// What only a function of the bus has.
+struct BusKeys {
+    address: Option<Address>,
+    driver: String,
+    acs: bool,
+    iommu: bool,
+    on_error: ErrorPolicy,
+    ready_time: u64,
+    resets: Option<FunctionResets>,
+}
+
+impl Default for BusKeys {
+    fn default() -> BusKeys {
+        let driver = "vfio-pci".into();
+        let on_error = ErrorPolicy::GOOD;
+        BusKeys { address: None, driver, acs: false, iommu: true, on_error, ready_time: 0, resets: None }
+    }
+}
+
+impl BusKeys {
+    fn decode(section: &mut Section) -> Result<BusKeys, LabError> {
+        let usual = BusKeys::default();
+        Ok(BusKeys {
+            address: section.take("addr")?,
+            driver: section.take_or("driver", usual.driver)?,
+            acs: section.take_or("acs", Switch(usual.acs))?.0,
+            iommu: section.take_or("iommu", Switch(usual.iommu))?.0,
+            on_error: section.take_or("on_error", usual.on_error)?,
+            ready_time: section.take_or("ready_ms", Millis(usual.ready_time))?.0,
+            resets: section.take("resets")?,
+        })
     }
 }
 

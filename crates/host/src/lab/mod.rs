@@ -10,12 +10,14 @@ mod dsa;
 mod error;
 mod file;
 pub(crate) mod migration;
+mod part;
 mod section;
 mod vdpa;
 mod virtio;
 
 pub use device::{DeviceSpec, DiskSpec, FunctionResets, Medium, Model, NvmeSpec, PortKind, PortSpec};
 pub use error::{Behaviour, ErrorSpec, When};
+pub use part::PartSpec;
 pub use section::Place;
 pub use vdpa::VdpaSpec;
 pub use virtio::{BlkSpec, NetSpec, NetworkKind, NetworkSpec, RingSpec, VirtioModel};

@@ -84,7 +84,7 @@ impl Context {
     /// What is asked before a driver is: in this order `EINVAL` for a fault
     /// queue and a VF that shares its page requests, for PASIDs and HWPTs that
     /// are not for them, for another IOMMU's HWPT, and for a PASID that a device
-    /// of the group does not have.
+    /// of the group does not have or that is not the part's of a shared function.
     fn check_attach(&self, device: ObjectId, pasid: u32, hwpt: ObjectId) -> Result<(), Errno> {
         let to = self.hwpt(hwpt)?;
         let (this, group) = self.device_group(device)?;
@@ -108,7 +108,8 @@ impl Context {
         let number = this.group;
         let members = self.devices.values().filter(|device| device.group == number);
         let mut limits = members.map(|device| device.properties.max_pasids).filter(|limit| *limit > 0);
-        if pasid != 0 && limits.any(|limit| pasid >= limit) { Err(Errno::EINVAL) } else { Ok(()) }
+        let others = this.properties.pasids.as_ref().is_some_and(|pasids| !pasids.may_use(pasid));
+        if pasid != 0 && (limits.any(|limit| pasid >= limit) || others) { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
     /// Keeps IOVAs that a device cannot use out of the IOAS behind a HWPT. Only

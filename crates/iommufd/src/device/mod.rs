@@ -9,6 +9,7 @@ mod hw_info;
 
 use std::sync::Arc;
 
+use ::device::mediated::Pasids;
 use iommu::{PageRequest, PageResponder, Requester};
 use uapi::Errno;
 
@@ -60,6 +61,9 @@ pub struct DeviceProperties {
     pub responder: Option<Arc<dyn PageResponder>>,
     /// Page requests that it may have outstanding; 0 if nobody knows.
     pub page_requests: u32,
+    /// It is a part of a function, with these of its PASIDs. Attached as PASID
+    /// 0 is the one that its requests carry if they name none.
+    pub pasids: Option<Pasids>,
 }
 
 impl Default for DeviceProperties {
@@ -77,6 +81,7 @@ impl Default for DeviceProperties {
             reserved: Vec::new(),
             responder: None,
             page_requests: 0,
+            pasids: None,
         }
     }
 }
@@ -110,7 +115,8 @@ impl Iommufd {
     pub fn bind(&mut self, context: ContextId, binding: Binding) -> Result<ObjectId, Errno> {
         let Binding { group, requester: _, members, properties } = binding;
         let dirty_tracking = self.options.iommu.dirty_tracking && properties.dirty_tracking;
-        let driver = Vtd::new(LabIommu { dirty_tracking, ..self.options.iommu }, members);
+        let iommu = LabIommu { dirty_tracking, ..self.options.iommu };
+        let driver = Vtd::new(iommu, members, properties.pasids.clone());
         let id = self.bind_to(context, group, properties, Box::new(driver), true)?;
         self.get_context(context);
         Ok(id)
@@ -142,8 +148,9 @@ impl Iommufd {
         context.ids.get(id);
         context.groups.entry(group).or_insert_with(|| Group::new(driver)).bound += 1;
         let limit = if properties.page_requests == 0 { PRQ_DEPTH } else { properties.page_requests };
+        let own_pasid = properties.pasids.as_ref().map(Pasids::own);
         let connect = |responder: &Arc<dyn PageResponder>| {
-            let port = Port::new(&inbox, number, id, limit);
+            let port = Port::new(&inbox, number, id, limit, own_pasid);
             responder.connect(Some(Arc::new(Connection(Arc::clone(&port)))));
             port
         };

@@ -106,6 +106,8 @@ pub(crate) struct Port {
     pub(crate) device: ObjectId,
     /// Requests that may be in the inbox.
     limit: usize,
+    /// The PASID of requests that go as those without one.
+    own_pasid: Option<u32>,
     waiting: AtomicUsize,
     /// What it has sent last was a reset.
     quiet: AtomicBool,
@@ -122,12 +124,19 @@ struct Routes {
 }
 
 impl Port {
-    pub(crate) fn new(inbox: &Arc<Inbox>, context: ContextId, device: ObjectId, limit: u32) -> Arc<Port> {
+    pub(crate) fn new(
+        inbox: &Arc<Inbox>,
+        context: ContextId,
+        device: ObjectId,
+        limit: u32,
+        own_pasid: Option<u32>,
+    ) -> Arc<Port> {
         Arc::new(Port {
             inbox: Arc::clone(inbox),
             context,
             device,
             limit: limit as usize,
+            own_pasid,
             waiting: AtomicUsize::new(0),
             quiet: AtomicBool::new(true),
             routes: Mutex::default(),
@@ -148,6 +157,7 @@ impl Port {
     }
 
     fn bell(&self, pasid: Option<u32>) -> Option<Arc<Bell>> {
+        let pasid = pasid.filter(|pasid| self.own_pasid != Some(*pasid));
         let routes = lock(&self.routes);
         let others = routes.others.as_ref().filter(|_| pasid.is_some());
         routes.bells.get(&pasid.unwrap_or(0)).or(others).cloned()

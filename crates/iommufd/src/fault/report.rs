@@ -183,6 +183,8 @@ impl Context {
                 let answered = queue.push(group, deadline);
                 self.answered(&answered);
             }
+            // A failure would end the requests of all that share the function.
+            _ if from.properties.pasids.is_some() => drop(group.respond(PageResponseCode::Invalid)),
             _ => drop(group.respond(PageResponseCode::Failure)),
         }
         Ok(())
@@ -206,7 +208,9 @@ impl Context {
     /// The queue that requests of a PASID go to, and the attachment that they
     /// come through (FAULT-2.2).
     fn taker(&self, device: ObjectId, pasid: Option<u32>) -> Option<(ObjectId, u64, ObjectId)> {
-        let (_, group) = self.device_group(device).ok()?;
+        let (this, group) = self.device_group(device).ok()?;
+        let own = this.properties.pasids.as_ref().map(::device::mediated::Pasids::own);
+        let pasid = pasid.filter(|pasid| own != Some(*pasid));
         let nested = |attached: &&Attached| {
             matches!(self.hwpts.get(&attached.hwpt), Some(Hwpt { form: Form::Nested { .. }, .. }))
         };

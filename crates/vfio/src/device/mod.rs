@@ -95,14 +95,18 @@ impl Devices {
 
     /// Whether what a program passed to GET_DEVICE_FD names this device: the
     /// address, alone or followed by a space and options (API-049).
-    pub(crate) fn matches(&self, address: Address, name: &str) -> bool {
-        token::options_of(address, name).is_some()
+    pub(crate) fn matches(&self, address: Address, name: &str, board: &Board) -> bool {
+        // A mediated device's driver knows no options.
+        board.mediated(address).map_or_else(|| token::options_of(address, name).is_some(), |part| part.uuid == name)
     }
 
     /// Checks the options of a name that matches: `EINVAL`, `EACCES` (API-050,
     /// API-057 to API-060). Linux does it with the match, before it looks at
     /// the container.
     pub(crate) fn check_options(&mut self, address: Address, name: &str, board: &Board) -> Result<(), Errno> {
+        if board.mediated(address).is_some() {
+            return Ok(());
+        }
         let options = token::options_of(address, name).ok_or(Errno::ENODEV)?;
         let token = token::parse(options)?;
         self.tokens.check(address, token, board)

@@ -279,7 +279,10 @@ impl Device {
     pub(super) fn sync(&mut self, board: &Board, now: u64) {
         let Some(function) = board.fabric.function(self.address) else { return };
         let awake = function.power_state() < 3;
-        let answers = function.answers() == Answers::Yes;
+        // A part of a function answers as long as that does.
+        let carrier = board.mediated(self.address).map(|part| board.fabric.function(part.parent));
+        let gone = |carrier: Option<&Function>| carrier.is_none_or(|f| f.answers() != Answers::Yes);
+        let answers = function.answers() == Answers::Yes && !carrier.is_some_and(gone);
         let command = function.command();
         let decodes = self.config.no_command_memory || command & cap::COMMAND_MEMORY != 0;
         let memory = awake && self.config.memory() && !self.low_power.engaged();
