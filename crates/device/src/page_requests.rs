@@ -274,7 +274,10 @@ impl PageRequests {
                 self.function().taken.remove(&response.group);
                 state.answers.push_back((out.ticket, response.code));
             }
-            None => state.unexpected = true,
+            None => {
+                tracing::debug!(target: "vfuse::pri", ?response, "unexpected answer");
+                state.unexpected = true;
+            }
         }
         state.failed |= response.code == PageResponseCode::Failure;
     }

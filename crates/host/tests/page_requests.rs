@@ -53,8 +53,13 @@ struct Queue {
 
 impl World {
     fn new(fault: &str) -> World {
+        World::with(fault, "")
+    }
+
+    /// With keys of the accelerator.
+    fn with(fault: &str, keys: &str) -> World {
         let platform = Arc::<TestPlatform>::default();
-        let text = format!("{fault}\n[[device]]\nmodel = \"dsa\"\naddr = \"01:00.0\"\n");
+        let text = format!("{fault}\n[[device]]\nmodel = \"dsa\"\naddr = \"01:00.0\"\n{keys}\n");
         let lab = Lab::parse("test", &text).unwrap();
         let mut host = Host::new(lab, Arc::clone(&platform) as _, Box::new(SimStorage)).unwrap();
         let client = Client::new(1);
@@ -77,7 +82,11 @@ impl World {
 
     /// With a shared queue that lets descriptors wait.
     fn ready(fault: &str) -> World {
-        let mut world = World::new(fault);
+        World::new(fault).set_up()
+    }
+
+    fn set_up(self) -> World {
+        let mut world = self;
         // Memory and bus mastering.
         world.store(7, u64::from(cap::COMMAND), &[6, 0]);
         let mode = wqcfg::PASID_ENABLE | wqcfg::BLOCK_ON_FAULT | 1 << 4;
@@ -154,9 +163,14 @@ impl World {
         Arc::clone(self.host.endpoints().next().unwrap())
     }
 
+    /// Gives it turns as long as it is busy, with an end: one that may ask
+    /// again at once never rests.
     fn run(&self) {
         let endpoint = self.endpoint();
-        while endpoint.turn(self.platform.now()) == Some(Turn::Busy) {}
+        let mut turns = 1000;
+        while turns > 0 && endpoint.turn(self.platform.now()) == Some(Turn::Busy) {
+            turns -= 1;
+        }
     }
 
     /// Moves 8 bytes from the hole to the memory. The n-th has the n-th record.
@@ -352,4 +366,62 @@ fn lab_keys() {
         let error = transport(text).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
+}
+
+/// FAULT-2.7, FAULT-2.9, FAULT-4.4, FAULT-4.5: a device that breaks each of the
+/// rules: its own requests end as they should, what it forges changes nothing,
+/// and nothing of it stays.
+#[test]
+fn a_device_that_breaks_the_rules() {
+    for rule in ["wrong-index", "no-last", "over-capacity", "after-stop", "wrong-pasid"] {
+        let mut w = World::with("", &format!("page_requests = \"{rule}\"")).set_up();
+        let queue = w.queue();
+        w.attach(5, queue);
+        w.client.memory.store(BACKING, b"in spite");
+        w.map(HOLE + 8 * PAGE, BACKING, PAGE);
+        for n in 0..8 {
+            w.submit(n, 5, HOLE + n * PAGE);
+            w.map(HOLE + n * PAGE, BACKING, PAGE);
+            // Answering what is forged, and what was answered SUCCESS because
+            // there was too much, may take several rounds.
+            for _ in 0..4 {
+                for record in w.read(queue).into_iter().filter(|record| record.flags & 2 != 0) {
+                    w.answer(queue, record.cookie, 0).unwrap();
+                }
+                w.host.elapse();
+                w.run();
+            }
+            assert_eq!(w.status(n), 1, "{rule}");
+            assert_eq!(w.client.get_bytes(MEMORY + 0x1000 + 8 * n, 8), b"in spite", "{rule}");
+        }
+        let endpoint = w.endpoint();
+        assert_eq!(endpoint.page_requests.outstanding(), 0, "{rule}");
+        let unexpected = endpoint.page_requests.status() & status::UNEXPECTED != 0;
+        assert_eq!(unexpected, rule != "no-last", "{rule}");
+        assert!(w.read(queue).is_empty(), "{rule}");
+        // Works as before, and closes.
+        w.submit(20, 5, HOLE + 8 * PAGE);
+        assert_eq!(w.status(20), 1, "{rule}");
+        w.host.release(w.device);
+    }
+    let unknown = Lab::default().add_device("dsa,page_requests=sometimes").unwrap_err().to_string();
+    assert!(unknown.contains("`sometimes` is none of wrong-index"), "{unknown}");
+}
+
+/// FAULT-4.4: however long it floods a program that reads nothing, what waits
+/// is bounded by what it may have outstanding.
+#[test]
+fn a_flood_that_nobody_reads() {
+    let mut w = World::with("", "page_requests = \"over-capacity no-last wrong-index\"").set_up();
+    let queue = w.queue();
+    w.attach(5, queue);
+    for n in 0..40 {
+        w.submit(n, 5, HOLE + n * PAGE);
+        w.host.elapse();
+    }
+    let mut records = w.read(queue).len();
+    for _ in 0..3 {
+        records += w.read(queue).len();
+    }
+    assert!((1..=512).contains(&records), "{records}");
 }

@@ -46,6 +46,22 @@ fn answers_come_late() {
     }
 }
 
+/// FAULT-4.4, FAULT-4.5: an accelerator that breaks the rules of page requests,
+/// all of them, and a program that serves whatever it asks for.
+#[test]
+fn the_device_breaks_the_rules() {
+    let rules = "wrong-index no-last over-capacity after-stop wrong-pasid";
+    let lab = format!(
+        "[vfio]\nunlimited_memlock = true\n[[device]]\nmodel = \"dsa\"\naddr = \"01:00.0\"\npage_requests = \"{rules}\"\n"
+    );
+    let vfuse = Vfuse::new(Way::RootNamespaces).lab(&lab).options(&["-v"]);
+    let outcome = vfuse.run(&[vfuse.place.program(&example("paging")).as_os_str(), "--size".as_ref(), "4M".as_ref()]);
+    outcome.succeeded();
+    outcome.said("4 MiB filled and verified");
+    outcome.said("page request refused: nobody takes it");
+    outcome.said("page request: index of more than nine bits");
+}
+
 /// FAULT-1.3, FAULT-3.1: refusals, and silence until the host answers.
 #[test]
 fn answers_are_wrong_or_do_not_come() {

@@ -7,8 +7,8 @@
 //! what is not mapped for it, no program reaches another's memory, each command
 //! completes exactly once or is lost by a reset, interrupts and completions add
 //! up, data read is data written, and nothing is left or paid for after the last
-//! close. A
-//! seed that breaks a law is replayed and shrunk to the steps that matter.
+//! close. [`paging`] is the same for page requests. A seed that breaks a law is
+//! replayed and shrunk to the steps that matter.
 #![forbid(unsafe_code)]
 
 mod client;
@@ -16,6 +16,7 @@ mod driver;
 mod iommufd;
 mod op;
 mod oracle;
+pub mod paging;
 mod platform;
 mod shrink;
 mod spaces;

@@ -17,14 +17,13 @@ fn main() -> ExitCode {
         }
     };
     let start = Instant::now();
-    let (mut tally, count) = (sim::Tally::default(), seeds.end - seeds.start);
+    let (mut tally, mut paging) = (sim::Tally::default(), sim::paging::Tally::default());
+    let count = seeds.end - seeds.start;
     for seed in seeds {
-        match sim::run(seed) {
-            Ok(done) => tally += done,
-            Err(failure) => {
-                println!("{failure}");
-                return ExitCode::FAILURE;
-            }
+        let done = sim::run(seed).map(|done| tally += done);
+        if let Err(failure) = done.and_then(|()| sim::paging::run(seed).map(|done| paging += done)) {
+            println!("{failure}");
+            return ExitCode::FAILURE;
         }
     }
     let rate = tally.steps as f64 / start.elapsed().as_secs_f64();
@@ -32,6 +31,10 @@ fn main() -> ExitCode {
     println!(
         "{} devices opened, {} drivers started, {} mappings, {} commands completed, {} accesses to memory judged",
         tally.opens, tally.starts, tally.maps, tally.completions, tally.touches
+    );
+    println!(
+        "{} page requests, {} answered by programs, {} by the host, {} forgotten in resets, {} answers refused",
+        paging.asked, paging.answered, paging.by_host, paging.forgotten, paging.refused
     );
     ExitCode::SUCCESS
 }

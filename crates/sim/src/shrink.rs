@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Takes out of a list of steps what it does not need to fail.
 
-use crate::op::Op;
-
 /// The shortest list found that still fails. `fails` gives the index of the
 /// step at which a list fails.
-pub(crate) fn shrink(steps: &[Op], mut fails: impl FnMut(&[Op]) -> Option<usize>) -> Vec<Op> {
+pub(crate) fn shrink<T: Clone>(steps: &[T], mut fails: impl FnMut(&[T]) -> Option<usize>) -> Vec<T> {
     let mut best = steps.to_vec();
     if let Some(at) = fails(&best) {
         best.truncate(at + 1);
@@ -32,6 +30,7 @@ pub(crate) fn shrink(steps: &[Op], mut fails: impl FnMut(&[Op]) -> Option<usize>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::Op;
 
     #[test]
     fn only_what_matters_is_left() {

@@ -2,8 +2,9 @@
 //! Keys of `model = "dsa"`.
 
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 
-use models::dsa::{Config, MAX_BATCH, MAX_ENGINES, MAX_ENTRIES, MAX_QUEUES, MAX_TRANSFER};
+use models::dsa::{Breaks, Config, MAX_BATCH, MAX_ENGINES, MAX_ENTRIES, MAX_QUEUES, MAX_TRANSFER};
 
 use super::LabError;
 use super::section::{Number, Section, Size, Switch};
@@ -18,7 +19,27 @@ pub(super) fn decode(section: &mut Section) -> Result<Config, LabError> {
         max_batch: power(section, "max_batch", usual.max_batch, 1..=MAX_BATCH)?,
         operations: section.take_or("operations", Switch(usual.operations))?.0,
         handles: section.take_or("handles", Switch(usual.handles))?.0,
+        breaks: section.take_or("page_requests", Rules(usual.breaks))?.0,
     })
+}
+
+/// `page_requests`: rules that are broken, separated by spaces.
+struct Rules(Breaks);
+
+impl FromStr for Rules {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Rules, String> {
+        let rule = |word: &str| match word {
+            "wrong-index" => Ok(Breaks::WRONG_INDEX),
+            "no-last" => Ok(Breaks::NO_LAST),
+            "over-capacity" => Ok(Breaks::OVER_CAPACITY),
+            "after-stop" => Ok(Breaks::AFTER_STOP),
+            "wrong-pasid" => Ok(Breaks::WRONG_PASID),
+            _ => Err(format!("`{word}` is none of wrong-index, no-last, over-capacity, after-stop and wrong-pasid")),
+        };
+        text.split_whitespace().filter(|word| *word != "good").map(rule).collect::<Result<Breaks, _>>().map(Rules)
+    }
 }
 
 fn number(section: &mut Section, key: &'static str, usual: u64, range: RangeInclusive<u64>) -> Result<u64, LabError> {

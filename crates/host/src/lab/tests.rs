@@ -87,6 +87,7 @@ fn an_accelerator() {
         max_batch: 5,
         operations: true,
         handles: true,
+        ..usual
     };
     assert_eq!(configs, [Model::Dsa(usual), Model::Dsa(small)]);
 }

@@ -171,6 +171,9 @@ pub(crate) struct Connection(pub(crate) Arc<Port>);
 impl PageRequestQueue for Connection {
     fn send(&self, request: PageRequest) -> Option<PageResponse> {
         let port = &self.0;
+        if request.group >= PAGE_GROUPS {
+            tracing::info!(target: "vfuse::iommufd", device = port.device.0, group = request.group, "page request: index of more than nine bits");
+        }
         let request = PageRequest { group: request.group % PAGE_GROUPS, ..request };
         if port.waiting.load(Ordering::Acquire) >= port.limit {
             port.inbox.overflowed.store(true, Ordering::Release);

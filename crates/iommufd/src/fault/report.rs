@@ -58,7 +58,7 @@ impl Iommufd {
             }
         }
         if self.inbox.take_overflow() {
-            tracing::debug!(target: "vfuse::iommufd", "page requests were lost: the queue was full");
+            tracing::info!(target: "vfuse::iommufd", "page requests were lost: the queue was full");
             self.contexts.values_mut().for_each(Context::discard_partials);
         }
     }
@@ -115,6 +115,7 @@ impl Context {
     fn take_request(&mut self, device: ObjectId, request: PageRequest, deadline: Option<u64>) -> bool {
         let Some(from) = self.devices.get(&device) else { return false };
         if is_wrong(&request) {
+            tracing::info!(target: "vfuse::iommufd", device = device.0, ?request, "page request refused: no such access");
             if let Some(responder) = &from.properties.responder {
                 responder.respond(PageResponse::to(&request, PageResponseCode::Invalid));
             }
@@ -148,6 +149,7 @@ impl Context {
         let from = self.devices.get_mut(&device).ok_or(Errno::ENODEV)?;
         let responder = from.properties.responder.clone();
         let Some((queue, handle, by)) = taker else {
+            tracing::info!(target: "vfuse::iommufd", device = device.0, ?request, "page request refused: nobody takes it");
             if let Some(responder) = responder {
                 responder.respond(PageResponse::to(&request, PageResponseCode::Invalid));
             }
@@ -157,6 +159,7 @@ impl Context {
         if limit > 0 && from.partials.len() as u32 + from.outstanding >= limit {
             // The device has more out than it may: as if the IOMMU's queue were
             // full (FAULT-4.4).
+            tracing::info!(target: "vfuse::iommufd", device = device.0, limit, "page request dropped: too many outstanding");
             from.partials.clear();
             if let Some(responder) = responder.filter(|_| request.last) {
                 responder.respond(PageResponse::to(&request, PageResponseCode::Success));

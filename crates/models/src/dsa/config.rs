@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a lab says of an accelerator.
 
+use super::breaks::Breaks;
 use super::spec::{DESCRIPTOR_BYTES, PAGE};
 
 /// Most work queues of an accelerator.
@@ -32,6 +33,8 @@ pub struct Config {
     pub operations: bool,
     /// A driver has to ask for interrupt handles.
     pub handles: bool,
+    /// Rules of page requests that it breaks.
+    pub breaks: Breaks,
 }
 
 impl Default for Config {
@@ -44,6 +47,7 @@ impl Default for Config {
             max_batch: 10,
             operations: false,
             handles: false,
+            breaks: Breaks::empty(),
         }
     }
 }

@@ -10,6 +10,7 @@ use vm_memory::Bytes as _;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::Accelerator;
+use super::breaks::{Breaks, misbehave};
 use super::check::{Limits, check};
 use super::moving::{Room, read};
 use super::operate::{Outcome, step};
@@ -49,6 +50,7 @@ pub(super) struct Rules {
     pasid_enabled: bool,
     /// Descriptors may wait for pages.
     blocks: bool,
+    breaks: Breaks,
     /// Permissions of the MSI-X vectors.
     permissions: Vec<u32>,
 }
@@ -93,6 +95,7 @@ impl Accelerator {
             },
             pasid_enabled: mode & wqcfg::PASID_ENABLE != 0,
             blocks,
+            breaks: self.config.breaks,
             permissions: (0..self.config.vectors()).map(|vector| self.permission(vector)).collect(),
         }
     }
@@ -227,7 +230,10 @@ impl Work<'_, '_> {
             return Ok(outcome);
         };
         match self.page_requests.ask(self.pasid, fault.access, fault.iova) {
-            Asked::Sent(ticket) => Err(Pause::Blocked(ticket, outcome)),
+            Asked::Sent(ticket) => {
+                misbehave(self.rules.breaks, self.page_requests, self.pasid, &fault);
+                Err(Pause::Blocked(ticket, outcome))
+            }
             Asked::Full => Err(Pause::Full),
             Asked::Off => Ok(outcome),
         }

@@ -38,6 +38,7 @@
 //! performance counters, read buffers: what `GENCAP`, `WQCAP` and `OPCAP` do
 //! not offer.
 
+mod breaks;
 mod check;
 mod command;
 mod config;
@@ -57,6 +58,7 @@ use device::{Device, Io, Nanos, ResetKind, Turn};
 use pci::FunctionSpec;
 use pci::spec::{Bar, BarKind, Msix};
 
+pub use breaks::Breaks;
 pub use config::{Config, MAX_BATCH, MAX_ENGINES, MAX_ENTRIES, MAX_QUEUES, MAX_TRANSFER};
 pub use portal::ANSWER;
 pub use queue::Answer;

@@ -34,8 +34,16 @@ fn capabilities() {
 
 #[test]
 fn sizes_of_a_lab() {
-    let config =
-        Config { queues: 3, entries: 20, engines: 2, max_transfer: 20, max_batch: 5, operations: true, handles: true };
+    let config = Config {
+        queues: 3,
+        entries: 20,
+        engines: 2,
+        max_transfer: 20,
+        max_batch: 5,
+        operations: true,
+        handles: true,
+        ..Config::default()
+    };
     let f = fresh(Access::Mapped, config);
     let general = f.load_long(spec::GENCAP);
     assert_eq!((general >> 16 & 0x1f, general >> 21 & 0xf), (20, 5));
