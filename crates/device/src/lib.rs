@@ -14,6 +14,7 @@
 mod board;
 mod disk;
 mod endpoint;
+mod fault_log;
 mod interrupts;
 pub mod mediated;
 pub mod migration;

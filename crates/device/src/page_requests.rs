@@ -131,6 +131,11 @@ impl PageRequests {
         Arc::new(this)
     }
 
+    /// The PASID of requests that name none, if it is not that they have none.
+    pub(crate) fn own_pasid(&self) -> Option<u32> {
+        self.own_pasid
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -103,6 +103,13 @@ pub(crate) fn board(lab: &Lab, storage: &dyn Storage) -> Result<(Board, Placed),
         board.slots.entry(address).or_default().driver = driver;
     }
     mediated::check(&board, lab)?;
+    for (address, slot) in &board.slots {
+        // A part's DMA leaves by its function.
+        let source = slot.mediated.as_ref().map_or(*address, |part| part.parent);
+        if let Some(endpoint) = &slot.endpoint {
+            endpoint.log_faults(source.to_string());
+        }
+    }
     Ok((board, placed))
 }
 

@@ -274,6 +274,7 @@ impl Host {
         let vfs = vfs.map_err(|error| LabError::new(&place, format!("{pf}: {error}")))?;
         for (n, (vf, _)) in vfs.into_iter().enumerate() {
             let endpoint = assemble::virtual_function(&self.lab, &self.placed, self.storage.as_ref(), pf, n)?;
+            endpoint.log_faults(vf.to_string());
             let slot = Slot {
                 endpoint: Some(endpoint),
                 // GRP-051

@@ -69,7 +69,7 @@ pub use memory::{Memory, MemoryFault, PageId, Segment};
 pub use nested::{Nested, Stage1, Stage1Page, Tables};
 pub use page_request::{PAGE_GROUPS, PageRequest, PageRequestQueue, PageResponder, PageResponse, PageResponseCode};
 pub use reach::Direct;
-pub use requester::{Access, DmaFault, FaultReason, Requester};
+pub use requester::{Access, DmaFault, FaultLog, FaultReason, Requester};
 pub use session::{Session, Translation};
 pub use space::AddressSpace;
 pub use vtd::VtdStage1;

@@ -73,6 +73,13 @@ pub struct DmaFault {
     pub reason: FaultReason,
 }
 
+/// Who is told of refused accesses: the IOMMU's fault log.
+pub trait FaultLog: Send + Sync + std::fmt::Debug {
+    /// An access of a PASID, or without one, was refused. Any thread; must not
+    /// wait.
+    fn refused(&self, pasid: Option<u32>, fault: &DmaFault);
+}
+
 /// Faults that a requester remembers.
 const FAULTS: usize = 64;
 /// PASIDs have 20 bits (PCIe 6.20).
@@ -91,6 +98,7 @@ pub struct Requester {
     /// The port of the other PASIDs.
     nowhere: Arc<Port>,
     faults: Mutex<Vec<DmaFault>>,
+    fault_log: Mutex<Option<Arc<dyn FaultLog>>>,
     /// What it writes is noted here, too.
     log: Mutex<Option<Arc<DirtyLog>>>,
     /// Devices that it reaches without the IOMMU.
@@ -192,12 +200,12 @@ impl Requester {
     /// whoever unmaps waits for those that are open.
     #[inline]
     pub fn session(&self) -> Session<'_> {
-        Session::new(self, self.rid.open())
+        Session::new(self, None, self.rid.open())
     }
 
     /// Starts a piece of work with a PASID. Blocked if it was never attached.
     pub fn session_pasid(&self, pasid: u32) -> Session<'_> {
-        Session::new(self, self.pasid(pasid).unwrap_or(&self.nowhere).open())
+        Session::new(self, Some(pasid), self.pasid(pasid).unwrap_or(&self.nowhere).open())
     }
 
     /// Calls `goes_off` at the `count`-th translated access of a kind from now
@@ -262,7 +270,16 @@ impl Requester {
         self.bus_master.load(Ordering::Acquire)
     }
 
-    pub(crate) fn log(&self, fault: DmaFault) {
+    /// Who is told of refused accesses from now on.
+    pub fn set_fault_log(&self, log: Arc<dyn FaultLog>) {
+        *lock(&self.fault_log) = Some(log);
+    }
+
+    pub(crate) fn log(&self, pasid: Option<u32>, fault: DmaFault) {
+        let log = lock(&self.fault_log).clone();
+        if let Some(log) = log {
+            log.refused(pasid, &fault);
+        }
         let mut faults = lock(&self.faults);
         if faults.len() < FAULTS {
             faults.push(fault);

@@ -16,6 +16,7 @@ use crate::{Access, DmaFault, FaultReason, Memory, MemoryFault, Prot, Requester,
 #[derive(Debug)]
 pub struct Session<'a> {
     requester: &'a Requester,
+    pasid: Option<u32>,
     state: MutexGuard<'a, State>,
 }
 
@@ -32,8 +33,8 @@ pub struct Translation<'a> {
 
 impl<'a> Session<'a> {
     #[inline]
-    pub(crate) fn new(requester: &'a Requester, state: MutexGuard<'a, State>) -> Session<'a> {
-        Session { requester, state }
+    pub(crate) fn new(requester: &'a Requester, pasid: Option<u32>, state: MutexGuard<'a, State>) -> Session<'a> {
+        Session { requester, pasid, state }
     }
 
     /// Translates one IOVA. A refusal is logged. Where writes are noted, a
@@ -126,7 +127,7 @@ impl<'a> Session<'a> {
     /// Logs a refusal.
     #[cold]
     pub(crate) fn refuse(&self, fault: DmaFault) -> DmaFault {
-        refused(self.requester, fault)
+        refused(self.requester, self.pasid, fault)
     }
 
     fn look_up(&mut self, iova: u64, access: Access) -> Result<(), DmaFault> {
@@ -134,7 +135,7 @@ impl<'a> Session<'a> {
             true => self.state.look_up(iova, access),
             false => Err(FaultReason::BusMasterOff),
         };
-        found.map_err(|reason| refused(self.requester, DmaFault { iova, access, reason }))
+        found.map_err(|reason| refused(self.requester, self.pasid, DmaFault { iova, access, reason }))
     }
 
     /// Calls `each` for every run of bytes of `iova .. iova + len`, in order;
@@ -161,7 +162,7 @@ impl<'a> Session<'a> {
             at = at.wrapping_add(run as u64);
             if at == 0 && left > 0 {
                 let fault = DmaFault { iova: at, access, reason: FaultReason::NotMapped };
-                return Err(refused(self.requester, fault).into());
+                return Err(refused(self.requester, self.pasid, fault).into());
             }
         }
         Ok(())
@@ -260,14 +261,14 @@ impl<'a> Session<'a> {
             Stop::Fault(fault) => fault,
             Stop::Memory => {
                 let iova = iova.wrapping_add(done.get());
-                refused(self.requester, DmaFault { iova, access, reason: FaultReason::Memory })
+                refused(self.requester, self.pasid, DmaFault { iova, access, reason: FaultReason::Memory })
             }
         })
     }
 }
 
 #[cold]
-fn refused(requester: &Requester, fault: DmaFault) -> DmaFault {
-    requester.log(fault);
+fn refused(requester: &Requester, pasid: Option<u32>, fault: DmaFault) -> DmaFault {
+    requester.log(pasid, fault);
     fault
 }

@@ -11,7 +11,10 @@
 //! device: several programs can then use one accelerator, each with PASIDs of
 //! its own. `--answer` says how well it answers: `right`; `wrong` (every eighth page is
 //! refused), `late` (after the host has answered), `twice`, `never` (until the
-//! host does). What was refused is submitted again. However it answers, each
+//! host does). `--serve` says who does: the program itself; `threads`, two at the
+//! same descriptor; `child`, a forked process that inherited it; `passed`, one
+//! that got it over a socket. The parent has closed its own then.
+//! What was refused is submitted again. However it answers, each
 //! request gets one answer, and the buffer is filled in the end.
 #![allow(unsafe_code)] // system calls and mapped memory of a client
 
@@ -20,8 +23,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use models::dsa::spec::{self, Descriptor, command, flag, opcode, wqcfg};
 use uapi::iommufd::{Command, FaultQueueAlloc, HwptAlloc, IoasAlloc, IoasMap};
@@ -54,6 +58,14 @@ enum Manner {
     Never,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Program,
+    Threads,
+    Child,
+    Passed,
+}
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -66,7 +78,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let (mut size, mut map, mut manner) = (1 << 30, 2 << 20, Manner::Right);
-    let mut device = BDF.to_owned();
+    let (mut device, mut who) = (BDF.to_owned(), Who::Program);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next().ok_or("an option has a value")?;
@@ -84,13 +96,27 @@ fn run() -> Result<()> {
                     _ => return Err("--answer is right, wrong, late, twice or never".into()),
                 }
             }
+            "--serve" => {
+                who = match value.as_str() {
+                    "program" => Who::Program,
+                    "threads" => Who::Threads,
+                    "child" => Who::Child,
+                    "passed" => Who::Passed,
+                    _ => return Err("--serve is program, threads, child or passed".into()),
+                }
+            }
             _ => return Err(format!("unknown option {word}").into()),
         }
     }
     let mut paging = Paging::new(&device, size, map, manner)?;
-    paging.fill()?;
+    match who {
+        Who::Program => paging.fill()?,
+        Who::Threads => paging.fill_with_threads()?,
+        Who::Child | Who::Passed => paging.fill_with_child(who)?,
+    }
     paging.verify()?;
-    let Counts { requests, answers, dropped, refused, pasid } = paging.counts;
+    let refused = paging.refused;
+    let Counts { requests, answers, dropped, pasid } = paging.counts;
     println!("{} MiB filled and verified; {requests} page requests, {answers} answered", size >> 20);
     println!("{dropped} answers were not accepted, {refused} descriptors ended early and were submitted again");
     if let Some(pasid) = pasid {
@@ -155,37 +181,47 @@ impl Memory {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     requests: u64,
     answers: u64,
     /// Answers that were not accepted.
     dropped: u64,
-    /// Descriptors that ended early.
-    refused: u64,
     /// The PASID of a mediated device's requests.
     pasid: Option<u32>,
 }
 
-struct Paging {
+/// Who serves page requests, and what that takes.
+struct Pager {
     iommufd: File,
     device: File,
     faults: File,
     ioas: u32,
     /// Two HWPTs with the queue, to go from one to the other.
     hwpts: [u32; 2],
+    /// Where the buffer is in memory, and its length.
+    buffer: (u64, u64),
+    map: u64,
+    manner: Manner,
+    counts: Counts,
+}
+
+struct Paging {
+    /// `None`: somebody else serves.
+    pager: Option<Pager>,
+    device: File,
     /// Where the registers are in the device's file.
     registers: u64,
     portal: Memory,
     place: usize,
     buffer: Memory,
     records: Memory,
-    map: u64,
-    manner: Manner,
     /// What each slot has to do: IOVA and length.
     busy: BTreeMap<usize, (u64, u64)>,
     left: Vec<(u64, u64)>,
     counts: Counts,
+    /// Descriptors that ended early.
+    refused: u64,
 }
 
 impl Paging {
@@ -222,45 +258,24 @@ impl Paging {
         let (buffer, records) = (Memory::anonymous(size)?, Memory::anonymous(PAGE)?);
         let left = (0..size / PIECE).rev().map(|n| (BUFFER + n * PIECE, PIECE)).collect();
         let (busy, counts) = (BTreeMap::new(), Counts::default());
-        let mut paging = Paging {
+        let mut pager = Pager {
             iommufd,
-            device,
+            device: device.try_clone()?,
             faults,
             ioas,
             hwpts,
-            registers,
-            portal,
-            place: 0,
-            buffer,
-            records,
+            buffer: (buffer.at as u64, size),
             map,
             manner,
-            busy,
-            left,
             counts,
         };
-        paging.map(RECORDS, paging.records.at as u64, PAGE)?;
-        paging.attach()?;
+        pager.map(RECORDS, records.at as u64, PAGE)?;
+        pager.attach()?;
+        let pager = Some(pager);
+        let paging =
+            Paging { pager, device, registers, portal, place: 0, buffer, records, busy, left, counts, refused: 0 };
         paging.enable()?;
         Ok(paging)
-    }
-
-    /// Attaches to one HWPT, or from one to the other: the host answers what is
-    /// outstanding.
-    fn attach(&mut self) -> Result<()> {
-        let attach = AttachIommufdPt { argsz: 12, pt_id: self.hwpts[0], ..AttachIommufdPt::default() };
-        ioctl(&self.device, ATTACH_IOMMUFD_PT, attach)?;
-        self.hwpts.swap(0, 1);
-        Ok(())
-    }
-
-    fn map(&self, iova: u64, user_va: u64, length: u64) -> Result<()> {
-        let map = IoasMap { flags: 7, ioas_id: self.ioas, user_va, length, iova, ..IoasMap::default() };
-        match call(&self.iommufd, map) {
-            // Another request has asked for the same.
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-            other => Ok(other.map(|_| ())?),
-        }
     }
 
     /// A queue whose descriptors may wait for pages.
@@ -296,9 +311,76 @@ impl Paging {
                     self.submit(slot, work);
                 }
             }
-            self.serve()?;
+            match &mut self.pager {
+                Some(pager) => pager.serve()?,
+                None => std::thread::sleep(std::time::Duration::from_millis(1)),
+            }
             self.reap()?;
         }
+        if let Some(pager) = &self.pager {
+            self.counts.add(pager.counts);
+        }
+        Ok(())
+    }
+
+    /// Two threads read and answer beside one another; a third opens and closes
+    /// descriptors of the same file.
+    fn fill_with_threads(&mut self) -> Result<()> {
+        let pager = self.pager.take().ok_or("somebody serves already")?;
+        pager.check_refusals()?;
+        let pagers = [pager.another()?, pager.another()?];
+        let done = AtomicBool::new(false);
+        let serve = |mut pager: Pager| {
+            while !done.load(Ordering::Acquire) {
+                pager.serve().map_err(|error| error.to_string())?;
+            }
+            Ok::<Counts, String>(pager.counts)
+        };
+        let counts = std::thread::scope(|scope| -> Result<Vec<Counts>> {
+            let serve = &serve;
+            let threads = pagers.map(|pager| scope.spawn(move || serve(pager)));
+            let close = scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    drop(pager.faults.try_clone());
+                }
+            });
+            let filled = self.fill();
+            done.store(true, Ordering::Release);
+            close.join().map_err(|_| "a thread has died")?;
+            let counts = threads.map(|thread| thread.join().map_err(|_| "a thread has died".to_owned()).flatten());
+            filled?;
+            Ok(counts.into_iter().collect::<std::result::Result<_, String>>()?)
+        })?;
+        counts.into_iter().for_each(|counts| self.counts.add(counts));
+        Ok(())
+    }
+
+    /// A child serves, with the descriptor that it inherited or was sent.
+    fn fill_with_child(&mut self, who: Who) -> Result<()> {
+        let mut pager = self.pager.take().ok_or("somebody serves already")?;
+        pager.check_refusals()?;
+        let (mut ours, mut theirs) = UnixStream::pair()?;
+        // SAFETY: this process has one thread.
+        if unsafe { libc::fork() } == 0 {
+            drop(ours);
+            let served = serve_as_child(&mut pager, &mut theirs, who);
+            if let Err(error) = &served {
+                eprintln!("paging: {error}");
+            }
+            std::process::exit(served.is_err().into());
+        }
+        drop(theirs);
+        if who == Who::Passed {
+            send_descriptor(&ours, &pager.faults)?;
+        }
+        drop(pager);
+        self.fill()?;
+        ours.write_all(&[0])?;
+        let mut counts = [0; 24];
+        ours.read_exact(&mut counts)?;
+        let number =
+            |n: usize| counts.iter().skip(8 * n).take(8).rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
+        self.counts.add(Counts { requests: number(0), answers: number(1), dropped: number(2), pasid: None });
         Ok(())
     }
 
@@ -326,6 +408,58 @@ impl Paging {
         self.busy.insert(slot, (destination, len));
     }
 
+    /// Looks for descriptors that have ended; what is left of one that ended
+    /// early is submitted again.
+    fn reap(&mut self) -> Result<()> {
+        for slot in 0..DEPTH {
+            let Some((at, len)) = self.busy.get(&slot).copied() else { continue };
+            let status = self.records.byte(32 * slot).load(Ordering::Acquire) & 0x7f;
+            let done = self.records.long(32 * slot).load(Ordering::Acquire) >> 32;
+            match status {
+                0 => continue,
+                1 => {}
+                3 => {
+                    self.refused += 1;
+                    self.left.push((at + done, len - done));
+                }
+                other => return Err(format!("a descriptor ended with status {other:#x}").into()),
+            }
+            self.busy.remove(&slot);
+        }
+        Ok(())
+    }
+
+    fn verify(&self) -> Result<()> {
+        let wrong = (0..self.buffer.len).step_by(8).find(|at| self.buffer.long(*at).load(Ordering::Relaxed) != PATTERN);
+        wrong.map_or(Ok(()), |at| Err(format!("the buffer is wrong at {at:#x}").into()))
+    }
+}
+
+impl Pager {
+    /// The same for another thread: a descriptor of the same file.
+    fn another(&self) -> Result<Pager> {
+        let (iommufd, device, faults) = (self.iommufd.try_clone()?, self.device.try_clone()?, self.faults.try_clone()?);
+        Ok(Pager { iommufd, device, faults, counts: Counts::default(), ..*self })
+    }
+
+    /// Attaches to one HWPT, or from one to the other: the host answers what is
+    /// outstanding.
+    fn attach(&mut self) -> Result<()> {
+        let attach = AttachIommufdPt { argsz: 12, pt_id: self.hwpts[0], ..AttachIommufdPt::default() };
+        ioctl(&self.device, ATTACH_IOMMUFD_PT, attach)?;
+        self.hwpts.swap(0, 1);
+        Ok(())
+    }
+
+    fn map(&self, iova: u64, user_va: u64, length: u64) -> Result<()> {
+        let map = IoasMap { flags: 7, ioas_id: self.ioas, user_va, length, iova, ..IoasMap::default() };
+        match call(&self.iommufd, map) {
+            // Another request has asked for the same.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => Ok(other.map(|_| ())?),
+        }
+    }
+
     /// Serves the page requests that are there, or come within a millisecond.
     fn serve(&mut self) -> Result<()> {
         let mut poll = libc::pollfd { fd: self.faults.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -335,7 +469,7 @@ impl Paging {
             return Ok(());
         }
         let mut buffer = [0; 40 * 64];
-        let len = self.faults.read(&mut buffer)?;
+        let len = (&self.faults).read(&mut buffer)?;
         let records: Vec<PageFault> =
             buffer[..len].chunks(40).filter_map(|record| PageFault::read_from_bytes(record).ok()).collect();
         self.counts.requests += records.len() as u64;
@@ -348,10 +482,10 @@ impl Paging {
         for record in records {
             let first = record.addr & !(self.map - 1);
             let offset = first - BUFFER;
-            let len = self.map.min(self.buffer.len as u64 - offset);
+            let len = self.map.min(self.buffer.1 - offset);
             let refuse = self.manner == Manner::Wrong && self.counts.answers % 8 == 7;
             if !refuse {
-                self.map(first, self.buffer.at as u64 + offset, len)?;
+                self.map(first, self.buffer.0 + offset, len)?;
             }
             if self.manner == Manner::Never {
                 continue;
@@ -365,36 +499,89 @@ impl Paging {
     }
 
     fn answer(&mut self, cookie: u32, code: u32) {
-        match self.faults.write_all(PageAnswer { cookie, code }.as_bytes()) {
+        match (&self.faults).write_all(PageAnswer { cookie, code }.as_bytes()) {
             Ok(()) => self.counts.answers += 1,
             Err(_) => self.counts.dropped += 1,
         }
     }
 
-    /// Looks for descriptors that have ended; what is left of one that ended
-    /// early is submitted again.
-    fn reap(&mut self) -> Result<()> {
-        for slot in 0..DEPTH {
-            let Some((at, len)) = self.busy.get(&slot).copied() else { continue };
-            let status = self.records.byte(32 * slot).load(Ordering::Acquire) & 0x7f;
-            let done = self.records.long(32 * slot).load(Ordering::Acquire) >> 32;
-            match status {
-                0 => continue,
-                1 => {}
-                3 => {
-                    self.counts.refused += 1;
-                    self.left.push((at + done, len - done));
-                }
-                other => return Err(format!("a descriptor ended with status {other:#x}").into()),
-            }
-            self.busy.remove(&slot);
-        }
-        Ok(())
+    /// What a fault queue's file says to wrong sizes and places.
+    fn check_refusals(&self) -> Result<()> {
+        let mut bytes = [0; 80];
+        let espipe = |result: std::io::Result<usize>| result.err().and_then(|e| e.raw_os_error()) == Some(libc::ESPIPE);
+        let refused = espipe((&self.faults).read(&mut bytes[..39]))
+            && espipe((&self.faults).write(&bytes[..7]))
+            && espipe(self.faults.read_at(&mut bytes, 40));
+        let empty = (&self.faults).read(&mut bytes[..0])?;
+        if refused && empty == 0 { Ok(()) } else { Err("a wrong size was accepted".into()) }
     }
+}
 
-    fn verify(&self) -> Result<()> {
-        let wrong = (0..self.buffer.len).step_by(8).find(|at| self.buffer.long(*at).load(Ordering::Relaxed) != PATTERN);
-        wrong.map_or(Ok(()), |at| Err(format!("the buffer is wrong at {at:#x}").into()))
+impl Counts {
+    fn add(&mut self, other: Counts) {
+        self.requests += other.requests;
+        self.answers += other.answers;
+        self.dropped += other.dropped;
+        self.pasid = self.pasid.or(other.pasid);
+    }
+}
+
+fn serve_as_child(pager: &mut Pager, parent: &mut UnixStream, who: Who) -> Result<()> {
+    if who == Who::Passed {
+        pager.faults = receive_descriptor(parent)?;
+    }
+    parent.set_nonblocking(true)?;
+    let mut end = [0];
+    while parent.read(&mut end).is_err() {
+        pager.serve()?;
+    }
+    let Counts { requests, answers, dropped, .. } = pager.counts;
+    parent.set_nonblocking(false)?;
+    Ok(parent.write_all([requests, answers, dropped].map(u64::to_le_bytes).as_flattened())?)
+}
+
+/// Room for a control message with one descriptor, aligned.
+type Control = [u64; 4];
+
+fn message<'a>(byte: &'a mut libc::iovec, control: &'a mut Control) -> libc::msghdr {
+    // SAFETY: zeros are a valid value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (byte, 1);
+    (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of::<Control>());
+    message
+}
+
+fn send_descriptor(to: &UnixStream, file: &File) -> Result<()> {
+    let (mut data, mut control) = ([1_u8], Control::default());
+    let mut byte = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: 1 };
+    let mut message = message(&mut byte, &mut control);
+    // SAFETY: the control buffer has room for a header and a descriptor.
+    let sent = unsafe {
+        message.msg_controllen = libc::CMSG_SPACE(4) as usize;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        ((*header).cmsg_level, (*header).cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+        (*header).cmsg_len = libc::CMSG_LEN(4) as usize;
+        libc::CMSG_DATA(header).cast::<i32>().write_unaligned(file.as_raw_fd());
+        libc::sendmsg(to.as_raw_fd(), &raw const message, 0)
+    };
+    if sent == 1 { Ok(()) } else { Err(std::io::Error::last_os_error().into()) }
+}
+
+fn receive_descriptor(from: &UnixStream) -> Result<File> {
+    let (mut data, mut control) = ([0_u8], Control::default());
+    let mut byte = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: 1 };
+    let mut message = message(&mut byte, &mut control);
+    // SAFETY: the buffers are as large as the message says.
+    if unsafe { libc::recvmsg(from.as_raw_fd(), &raw mut message, 0) } != 1 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    // SAFETY: the kernel has filled the message in; the descriptor is ours.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        if header.is_null() {
+            return Err("no descriptor came".into());
+        }
+        Ok(File::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned()))
     }
 }
 

@@ -24,6 +24,20 @@ in_each_way! {
     }
 }
 
+in_each_way! {
+    /// FAULT-1.1, FAULT-1.4, FAULT-1.5: the queue's descriptor read by two
+    /// threads while a third closes duplicates of it, inherited over a fork, and
+    /// passed over a socket; the parent has closed its own. Each request is read
+    /// once. Wrong sizes and places are refused.
+    fn the_descriptor_is_shared(way) {
+        for who in ["threads", "child", "passed"] {
+            let outcome = paging(way, FAULTS, &["--size", "8M", "--map", "64K", "--serve", who]);
+            outcome.said("8 MiB filled and verified; 128 page requests, 128 answered");
+            outcome.said("0 answers were not accepted, 0 descriptors ended early");
+        }
+    }
+}
+
 /// FAULT-1.5: every second answer is one too many.
 #[test]
 fn answers_come_twice() {
