@@ -167,7 +167,7 @@ impl World {
     /// again at once never rests.
     fn run(&self) {
         let endpoint = self.endpoint();
-        let mut turns = 1000;
+        let mut turns = 20;
         while turns > 0 && endpoint.turn(self.platform.now()) == Some(Turn::Busy) {
             turns -= 1;
         }
