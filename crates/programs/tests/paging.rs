@@ -68,8 +68,8 @@ fn the_device_breaks_the_rules() {
     let lab = format!(
         "[vfio]\nunlimited_memlock = true\n[[device]]\nmodel = \"dsa\"\naddr = \"01:00.0\"\npage_requests = \"{rules}\"\n"
     );
-    let vfuse = Vfuse::new(Way::RootNamespaces).lab(&lab).options(&["-v"]);
-    let outcome = vfuse.run(&[vfuse.place.program(&example("paging")).as_os_str(), "--size".as_ref(), "4M".as_ref()]);
+    let vfuse = Vfuse::new(Way::RootNamespaces).lab(&lab).options(["-v"]);
+    let outcome = vfuse.run([vfuse.place.program(&example("paging")).as_os_str(), "--size".as_ref(), "4M".as_ref()]);
     outcome.succeeded();
     outcome.said("4 MiB filled and verified");
     outcome.said("page request refused: nobody takes it");
@@ -115,7 +115,7 @@ in_each_way! {
             format!("{} --device {uuid} --size 16M --map 64K {options}", program.display())
         };
         let script = format!("{} & {} || exit 1; wait $!", run(1, ""), run(2, "--answer late"));
-        let outcome = vfuse.run(&["sh", "-c", &script]);
+        let outcome = vfuse.run(["sh", "-c", &script]);
         outcome.succeeded();
         outcome.said("256 page requests, 256 answered");
         outcome.said("page requests had PASID 77");
