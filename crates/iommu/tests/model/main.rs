@@ -57,6 +57,7 @@ pub use gather::{Gather, Places};
 pub use mapping::{MapError, Mapping, Prot};
 pub use memory::{Memory, MemoryFault, PageId, Segment};
 pub use nested::{Nested, Stage1, Stage1Page, Tables};
+pub use reach::Direct;
 pub use requester::{Access, DmaFault, FaultReason, Requester};
 pub use session::{Session, Translation};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
