@@ -528,7 +528,9 @@ impl Counts {
 
 fn serve_as_child(pager: &mut Pager, parent: &mut UnixStream, who: Who) -> Result<()> {
     if who == Who::Passed {
-        pager.faults = receive_descriptor(parent)?;
+        // vfuse knows a queue by its descriptor's number, and gives that to
+        // duplicates only (docs/extensions.md, differences).
+        pager.faults = receive_descriptor(parent)?.try_clone()?;
     }
     parent.set_nonblocking(true)?;
     let mut end = [0];
