@@ -6,8 +6,10 @@
 //! between the two processes as many bytes as the real answer has, and sends
 //! the answer. The thorough one also makes the two calls without which the
 //! answers to a mapping and its removal could not be Linux's: what the program
-//! has mapped there, and the structure written back. Supervisor and client are
-//! not pinned and sleep while it is the other's turn, as under `vfuse run`.
+//! has mapped there, and the structure written back; and it reads the program's
+//! bitmap before it writes it, since bits that are set there stay. Supervisor
+//! and client are not pinned and sleep while it is the other's turn, as under
+//! `vfuse run`.
 #![allow(unsafe_code)] // seccomp, and a closure between fork and exec
 
 use std::fs::File;
@@ -183,7 +185,11 @@ fn answer(call: &Notification, bitmap: &mut [u8], thorough: bool) -> i64 {
         HwptGetDirtyBitmap::REQUEST => {
             let mut get = [0u64; size_of::<HwptGetDirtyBitmap>() / 8];
             transfer(call, call.args[2], get.as_mut_bytes(), Way::From);
-            transfer(call, get.last().copied().unwrap_or(0), bitmap, Way::To);
+            let there = get.last().copied().unwrap_or(0);
+            if thorough {
+                transfer(call, there, bitmap, Way::From);
+            }
+            transfer(call, there, bitmap, Way::To);
             bitmap.fill(0);
         }
         device::GET_REGION_INFO => {
