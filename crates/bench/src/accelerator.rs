@@ -125,15 +125,15 @@ fn batches() -> Result<Figures> {
     let mut card = Card::new()?;
     let span = SMALL as u64 * BATCH;
     let place = |call: u64| (call * span) % WINDOW;
+    let mut list = vec![Descriptor::new(opcode::MOVE, 0); BATCH as usize];
     let mut ours = |call: u64| {
         // The driver writes its list each time, as it does for the bare ring.
-        let (source, destination) = (SOURCE + place(call), DESTINATION + place(call));
-        for n in 0..BATCH {
-            let at = n * SMALL as u64;
-            let copy = Descriptor::new(opcode::MOVE, 0);
-            let copy = Descriptor { source: source + at, destination: destination + at, size: SMALL as u32, ..copy };
-            card.memory.set(LIST + n * spec::DESCRIPTOR_BYTES as u64, copy.as_bytes());
+        let (mut source, mut destination) = (SOURCE + place(call), DESTINATION + place(call));
+        for copy in &mut list {
+            (copy.source, copy.destination, copy.size) = (source, destination, SMALL as u32);
+            (source, destination) = (source + SMALL as u64, destination + SMALL as u64);
         }
+        card.memory.set(LIST, list.as_bytes());
         card.execute(&Descriptor { source: LIST, size: BATCH as u32, ..requested(opcode::BATCH) })
     };
     let from = vec![1_u8; WINDOW as usize];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! iommufd's HWPTs and all that hangs on them: attachments with and without
-//! PASID, dirty tracking, fault queues, vIOMMUs, virtual devices and event
-//! queues. Any sequence of calls, beside a model of who holds what; each answer
+//! PASID, dirty tracking, fault queues, vIOMMUs, virtual devices, event queues
+//! and hardware queues. Any sequence of calls, beside a model of who holds what; each answer
 //! must be the model's, and in the end nothing is left.
 
 mod graph;
@@ -14,8 +14,8 @@ use caller::{Accounts, Caller, FileId, FileIds, Platform};
 use iommufd::{Call, Iommufd, Options};
 use uapi::Errno;
 use uapi::iommufd::{
-    Command, Destroy, FaultQueueAlloc, HwptAlloc, HwptGetDirtyBitmap, HwptInvalidate, HwptSetDirtyTracking, IoasAlloc,
-    IoasMap, IoasUnmap, VdeviceAlloc, VeventqAlloc, ViommuAlloc,
+    Command, Destroy, FaultQueueAlloc, HwQueueAlloc, HwptAlloc, HwptGetDirtyBitmap, HwptInvalidate,
+    HwptSetDirtyTracking, IoasAlloc, IoasMap, IoasUnmap, VdeviceAlloc, VeventqAlloc, ViommuAlloc,
 };
 use uapi::iommufd_events::PageFault;
 use uapi::iommufd_test::{self as test, TestCmd, op};
@@ -50,12 +50,14 @@ wire! {
         Event { device: u8 },
         ReadEvents { queue: u8, bytes: u8 },
         Invalidate { object: u8, kind: u8, length: u8, count: u8, word: u8, flags: u8 },
+        HwQueue { viommu: u8, index: u8, first: u8, pages: u8, kind: u8 },
     }
 }
 
 /// Bytes of a granule of the mock's log.
 const GRANULE: u64 = test::PAGE_SIZE;
 const AT: u64 = test::APERTURE_START;
+const PAGE: u64 = 4096;
 const RAM: u64 = 0x4000_0000;
 
 struct World {
@@ -299,6 +301,15 @@ impl World {
                 }
                 assert!(done.is_ok_and(|done| done.entry_num <= entry_num) || done.is_err(), "{what}");
             }
+            Op::HwQueue { viommu, index, first, pages, kind } => {
+                let (viommu_id, index) = (graph.pick(viommu, Object::is_viommu), u32::from(index % 4));
+                let kind = [test::TYPE, test::TYPE, test::TYPE, test::TYPE, test::TYPE, 0, 1, 2][usize::from(kind % 8)];
+                let (first, length) = (u64::from(first % 40) * PAGE, u64::from(pages % 4) * PAGE);
+                let expected = graph.hw_queue(viommu_id, kind, index, (first, length));
+                let alloc = HwQueueAlloc { viommu_id, kind, index, length, ..HwQueueAlloc::default() };
+                let done = self.run(HwQueueAlloc { nesting_parent_iova: AT + first, ..alloc });
+                assert_eq!(done.map(|done| done.out_hw_queue_id), expected, "{what}: {viommu_id}");
+            }
         }
     }
 
@@ -393,6 +404,24 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                 Op::Invalidate { object: 8, kind: 0, length: 2, count: 1, word: 1, flags: 0 },
             ]),
         ),
+        (
+            "hwqueues",
+            with(&[
+                hwpt(0, 1, 0),
+                Op::Viommu { device: 0, hwpt: 4, kind: 0 },
+                Op::HwQueue { viommu: 0, index: 1, first: 3, pages: 2, kind: 0 },
+                Op::HwQueue { viommu: 0, index: 0, first: 3, pages: 2, kind: 0 },
+                Op::HwQueue { viommu: 0, index: 1, first: 8, pages: 1, kind: 0 },
+                Op::HwQueue { viommu: 0, index: 2, first: 31, pages: 1, kind: 0 },
+                // The first cannot go before the second, nor their memory before them.
+                Op::Unmap { ioas: 0 },
+                Op::Destroy { object: 6 },
+                Op::Destroy { object: 7 },
+                Op::Unmap { ioas: 0 },
+                Op::Destroy { object: 6 },
+                Op::Unmap { ioas: 0 },
+            ]),
+        ),
     ]
 }
 
@@ -415,6 +444,8 @@ mod tests {
         assert!(faults.queues.is_empty() && faults.graph.pick(0, Object::is_fault) != 9999);
         let attached = reach("pasids").graph.attachments();
         assert!(attached.iter().any(|(_, pasid, hwpt)| (*pasid, *hwpt) == (2, 5)), "{attached:?}");
+        let queues = reach("hwqueues");
+        assert_eq!((queues.graph.pick(0, Object::is_viommu), queues.graph.pinned()), (6, 0), "unmapped in the end");
         let dirty = reach("dirty");
         assert_eq!((dirty.graph.pick(0, Object::is_paging), dirty.graph.pinned()), (5, 0));
     }

@@ -74,7 +74,7 @@ pub(crate) struct State {
 /// A translation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hit {
-    first: u64,
+    pub(crate) first: u64,
     pub(crate) last: u64,
     /// Offset in the memory less IOVA.
     distance: u64,
@@ -271,6 +271,13 @@ impl State {
         &self.hits[self.latest % HITS]
     }
 
+    /// A remembered translation that covers `iova` and gives rights.
+    #[inline]
+    pub(crate) fn remembered(&self, iova: u64, need: Prot) -> Option<&Hit> {
+        let hits = [self.latest % HITS, place(iova)].map(|at| &self.hits[at]);
+        hits.into_iter().find(|hit| hit.covers(iova) && hit.prot.contains(need))
+    }
+
     /// Translates `iova` and remembers the result, which is [`current`](Self::current) then.
     pub(crate) fn look_up(&mut self, iova: u64, access: Access) -> Result<(), FaultReason> {
         if let Some((memory, window)) = self.direct.as_deref().and_then(|direct| direct_at(direct, iova)) {
@@ -328,6 +335,12 @@ impl State {
     #[inline]
     pub(crate) fn may_allow(&self) -> bool {
         self.domain.as_ref().is_some_and(|domain| domain.stage1.is_some())
+    }
+
+    /// Whether writes are noted.
+    #[inline]
+    pub(crate) fn takes_notes(&self) -> bool {
+        self.marks.is_some() || self.own_marks.is_some()
     }
 
     /// Notes that `len` bytes at `iova`, at least one and all in `hit`, are

@@ -196,6 +196,49 @@ impl<'a> Session<'a> {
         Some(Ok(()))
     }
 
+    /// [`copy_direct`](Self::copy_direct) for many short copies, each a source, a
+    /// destination and a length of at least one byte, in order. Stops before
+    /// the first that is not possible so, or refused (which is logged). The
+    /// number of copies made.
+    ///
+    /// What is the same for all that lie in the same two mappings is done once
+    /// for them: translating takes longer than copying 64 bytes.
+    pub fn copy_all_direct(&mut self, copies: impl IntoIterator<Item = (u64, u64, usize)>) -> usize {
+        let mut done = 0;
+        let mut copies = copies.into_iter();
+        let mut next = copies.next();
+        while let Some((source, destination, len)) = next {
+            match self.copy_direct(source, destination, len) {
+                Some(Ok(())) => done += 1,
+                _ => return done,
+            }
+            next = copies.next();
+            // Otherwise each is counted, or noted.
+            if self.requester.is_trapped() || self.state.takes_notes() {
+                continue;
+            }
+            let Some((from, to)) = self.whole(source, Prot::READ).zip(self.whole(destination, Prot::WRITE)) else {
+                continue;
+            };
+            while let Some((source, destination, len)) = next
+                && let Some((from, to)) = from.part(source, len).zip(to.part(destination, len))
+            {
+                from.copy_to_volatile_slice(to);
+                done += 1;
+                next = copies.next();
+            }
+        }
+        done
+    }
+
+    /// All of a translation that has just been used so, if it can be addressed.
+    fn whole(&self, iova: u64, need: Prot) -> Option<Whole<'_>> {
+        let hit = self.state.remembered(iova, need)?;
+        let len = usize::try_from(hit.last - hit.first).ok()?.checked_add(1)?;
+        let slice = self.state.memory(hit.memory)?.slice(hit.offset(hit.first), len)?;
+        Some(Whole { first: hit.first, slice })
+    }
+
     /// Reads `buf.len()` bytes at `iova`.
     pub fn read(&mut self, iova: u64, buf: &mut [u8]) -> Result<(), DmaFault> {
         let mut rest = buf;
@@ -264,6 +307,21 @@ impl<'a> Session<'a> {
                 refused(self.requester, self.pasid, DmaFault { iova, access, reason: FaultReason::Memory })
             }
         })
+    }
+}
+
+/// All of a translation.
+struct Whole<'a> {
+    first: u64,
+    slice: VolatileSlice<'a>,
+}
+
+impl<'a> Whole<'a> {
+    /// `len` bytes from `iova` on, if it has them.
+    #[inline]
+    fn part(&self, iova: u64, len: usize) -> Option<VolatileSlice<'a>> {
+        let at = usize::try_from(iova.checked_sub(self.first)?).ok()?;
+        self.slice.subslice(at, len).ok()
     }
 }
 

@@ -12,6 +12,8 @@ use iommu::{
 };
 use vm_memory::VolatileSlice;
 
+mod common;
+
 const PAGE: u64 = 4096;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 
@@ -511,4 +513,55 @@ fn a_direct_peer_answers_before_the_iommu() {
     requester.attach(Some(space.clone().into()));
     requester.set_direct(Vec::new());
     assert_eq!(read(PAGE, None), Ok([0xaa; 8]), "what was there before");
+}
+
+/// Pages of the property below: two mappings side by side, one that may only be
+/// read, nothing, one that is copied.
+#[cfg(not(miri))]
+const COPIED: u64 = 4;
+
+/// Many copies come to what the same ones come to one by one, up to the first
+/// that cannot be made.
+#[test]
+#[cfg(not(miri))]
+fn many_copies_are_one_after_the_other() {
+    use proptest::prelude::*;
+
+    fn world(logged: bool) -> (Arc<common::Bytes>, Arc<AddressSpace>, Arc<Requester>, Arc<iommu::DirtyLog>) {
+        let (space, memory) = (AddressSpace::new(), common::Bytes::direct(4));
+        memory.set(0, &(0..4 * PAGE).map(|at| (at % 251) as u8).collect::<Vec<_>>());
+        common::map(&space, &memory, 0, PAGE - 1, RW, PAGE);
+        common::map(&space, &memory, PAGE, 2 * PAGE - 1, RW, 0);
+        common::map(&space, &memory, 2 * PAGE, 3 * PAGE - 1, Prot::READ, 2 * PAGE);
+        common::map(&space, &common::Bytes::copied(1), COPIED * PAGE, (COPIED + 1) * PAGE - 1, RW, 0);
+        let (requester, log) = (Requester::new(), iommu::DirtyLog::new(12));
+        log.set_enabled(logged);
+        requester.set_log(Some(log.clone()));
+        requester.attach(Some(space.clone().into()));
+        requester.set_bus_master(true);
+        (memory, space, requester, log)
+    }
+    fn dirty(log: &iommu::DirtyLog) -> Vec<(u64, Vec<u64>)> {
+        let mut all = Vec::new();
+        let _ = log.read(0, u64::MAX, true, &mut |first, words| {
+            all.push((first, words.to_vec()));
+            std::ops::ControlFlow::Continue(())
+        });
+        all
+    }
+    let place = prop_oneof![8 => 0..2 * PAGE, 1 => 0..6 * PAGE];
+    let copies = prop::collection::vec((place.clone(), place, 1..80_usize), 0..40);
+    proptest!(|(copies in copies, logged: bool)| {
+        let (together, _space, requester, log) = world(logged);
+        let done = requester.session().copy_all_direct(copies.iter().copied());
+        let (single, _other, one_by_one, single_log) = world(logged);
+        let mut session = one_by_one.session();
+        let possible = copies.iter().take_while(|(source, destination, len)| {
+            session.copy_direct(*source, *destination, *len) == Some(Ok(()))
+        });
+        prop_assert_eq!(done, possible.count());
+        drop(session);
+        prop_assert_eq!(together.get::<{ 4 * PAGE as usize }>(0), single.get::<{ 4 * PAGE as usize }>(0));
+        prop_assert_eq!(dirty(&log), dirty(&single_log));
+    });
 }

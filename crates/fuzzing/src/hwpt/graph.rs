@@ -60,6 +60,12 @@ pub(super) enum Object {
         viommu: u32,
         open: bool,
     },
+    /// `after`: the queue with the index before.
+    HwQueue {
+        viommu: u32,
+        index: u32,
+        after: Option<u32>,
+    },
 }
 
 impl Object {
@@ -102,6 +108,7 @@ impl Object {
             Object::Device { attached, .. } => attached.values().copied().collect(),
             Object::Viommu { hwpt } => vec![*hwpt],
             Object::Vdevice { viommu, .. } | Object::Veventq { viommu, .. } => vec![*viommu],
+            Object::HwQueue { viommu, after, .. } => [*viommu].into_iter().chain(*after).collect(),
         }
     }
 
@@ -214,7 +221,13 @@ impl Graph {
     }
 
     pub(super) fn unmap(&mut self, id: u32) -> Result<()> {
+        let locked = self.objects.values().any(|object| match object {
+            Object::HwQueue { viommu, .. } => self.ioas_of(*viommu) == Some(id),
+            _ => false,
+        });
         match self.objects.get_mut(&id) {
+            // IOMMUFD-5.21
+            Some(Object::Ioas { mapped: true }) if locked => return Err(Errno::EBUSY),
             Some(Object::Ioas { mapped: mapped @ true }) => *mapped = false,
             _ => return Err(Errno::ENOENT),
         }
@@ -473,6 +486,45 @@ impl Graph {
             return Err(Errno::EEXIST);
         }
         Ok(self.add(Object::Veventq { viommu, open: true }))
+    }
+
+    /// The IOAS behind a vIOMMU.
+    fn ioas_of(&self, viommu: u32) -> Option<u32> {
+        let Some(Object::Viommu { hwpt }) = self.objects.get(&viommu) else { return None };
+        let Some(Object::Paging { ioas, .. }) = self.objects.get(hwpt) else { return None };
+        Some(*ioas)
+    }
+
+    /// IOMMUFD-11.12; the range is counted from what may be mapped.
+    pub(super) fn hw_queue(&mut self, viommu: u32, kind: u32, index: u32, range: (u64, u64)) -> Result<u32> {
+        if kind == 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if range.1 == 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.expect(viommu, Object::is_viommu)?;
+        if kind != test::TYPE {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let mapped = |id| self.has(id, |object| matches!(object, Object::Ioas { mapped: true }));
+        if !self.ioas_of(viommu).is_some_and(mapped) || range.0 + range.1 > LENGTH {
+            return Err(Errno::ENOENT);
+        }
+        let find = |index: u32| {
+            self.objects.iter().find_map(|(id, object)| match object {
+                Object::HwQueue { viommu: on, index: of, .. } if (*on, *of) == (viommu, index) => Some(*id),
+                _ => None,
+            })
+        };
+        if index >= test::HW_QUEUES as u32 {
+            return Err(Errno::EINVAL);
+        }
+        if find(index).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let after = index.checked_sub(1).map(|before| find(before).ok_or(Errno::EIO)).transpose()?;
+        Ok(self.add(Object::HwQueue { viommu, index, after }))
     }
 
     fn event_queue(&self, on: u32) -> bool {

@@ -342,19 +342,24 @@ impl Work<'_, '_> {
         if self.rules.limits.operations & 1 << opcode::MOVE == 0 {
             return;
         }
-        while let Some(next) = batch.fetched.get(batch.next) {
+        let mut left = batch.fetched.get(batch.next..).unwrap_or_default();
+        left = left.get(..budget.descriptors as usize).unwrap_or(left);
+        let mut bytes = 0;
+        let moves = left.iter().map_while(|next| {
             let size = u64::from(next.size);
             let plain = next.operation & !blocks == u32::from(opcode::MOVE) << 24;
             let quick = plain && size.wrapping_sub(1) < most && next.reserved == 0 && next.specific == [0; 24];
-            if !quick || budget.is_spent() {
-                return;
-            }
-            let Some(Ok(())) = self.dma.copy_direct(next.source, next.destination, next.size as usize) else { return };
-            batch.next += 1;
-            batch.done += 1;
-            budget.take_descriptor();
-            budget.bytes = budget.bytes.saturating_sub(size);
-        }
+            (quick && bytes < budget.bytes).then(|| {
+                bytes += size;
+                (next.source, next.destination, next.size as usize)
+            })
+        });
+        let done = self.dma.copy_all_direct(moves);
+        let moved = left.iter().take(done).map(|next| u64::from(next.size)).sum();
+        batch.next += done;
+        batch.done += done as u32;
+        budget.descriptors -= done as u32;
+        budget.bytes = budget.bytes.saturating_sub(moved);
     }
 
     /// Reads more of a batch's list. What was read before a fault is done.
@@ -368,6 +373,7 @@ impl Work<'_, '_> {
         let descriptors = bytes.chunks_exact(DESCRIPTOR_BYTES).take(whole);
         batch.next = 0;
         batch.fetched.clear();
+        batch.fetched.reserve(whole);
         batch.fetched.extend(descriptors.filter_map(|bytes| Descriptor::read_from_bytes(bytes).ok()));
         batch.read += whole as u32;
         match reach.fault {
