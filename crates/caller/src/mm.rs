@@ -56,6 +56,12 @@ pub trait ClientFile: Send + Sync + Debug {
     /// Makes `len` bytes from `start` on reachable for devices: `EINVAL` if it
     /// is no file in memory (memfd, tmpfs, hugetlbfs) or ends before.
     fn pin(&self, start: u64, len: u64) -> Result<Pinned, Errno>;
+
+    /// The bytes that it has if it is a dma-buf of the real kernel's, whose
+    /// memory cannot be asked for.
+    fn foreign_dma_buf(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Whether reading a queue's file gives something; what `poll` shows.

@@ -55,6 +55,13 @@ impl ClientFile for OpenFile {
         let offset = window.offset_of(start);
         Ok(Pinned { memory: window, offset })
     }
+
+    fn foreign_dma_buf(&self) -> Option<u64> {
+        file::is_dma_buf(&self.fd).then(|| {
+            // Its size is not among what `fstat` tells.
+            rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::End(0)).unwrap_or(u64::MAX)
+        })
+    }
 }
 
 /// The memory of a program as Linux's mm, with who pays for it.

@@ -445,6 +445,12 @@ pub(crate) fn is_pinnable(fd: &OwnedFd) -> bool {
     rustix::fs::fstatfs(fd).is_ok_and(|fs| matches!(fs.f_type as u64 & 0xffff_ffff, TMPFS | HUGETLBFS))
 }
 
+/// Whether it is a dma-buf of the real kernel's.
+pub(crate) fn is_dma_buf(fd: &OwnedFd) -> bool {
+    const DMA_BUF: u64 = 0x444d_4142;
+    rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type as u64 & 0xffff_ffff == DMA_BUF)
+}
+
 const TMPFS: u64 = 0x0102_1994;
 const HUGETLBFS: u64 = 0x9584_58f6;
 

@@ -74,6 +74,7 @@ enum Fd {
     File(FileId),
     Event(Arc<Counter>),
     Memory(Arc<MemFile>),
+    DmaBuf(u64),
     Foreign,
 }
 
@@ -152,6 +153,11 @@ impl Client {
     /// A descriptor for a file in memory.
     pub fn mem_fd(&self, file: &Arc<MemFile>) -> i32 {
         self.install(Fd::Memory(Arc::clone(file)))
+    }
+
+    /// A descriptor for a dma-buf of the real kernel's.
+    pub fn dma_buf_fd(&self, bytes: u64) -> i32 {
+        self.install(Fd::DmaBuf(bytes))
     }
 
     /// A fresh eventfd.
@@ -325,6 +331,7 @@ impl Caller for Client {
         match self.fds.borrow().get(&fd) {
             None => Err(Errno::EBADF),
             Some(Fd::Memory(file)) => Ok(Arc::new(OpenFile::Memory(Arc::clone(file)))),
+            Some(Fd::DmaBuf(bytes)) => Ok(Arc::new(OpenFile::DmaBuf(*bytes))),
             Some(_) => Ok(Arc::new(OpenFile::Other)),
         }
     }

@@ -110,6 +110,7 @@ impl Memory for MemFile {
 #[derive(Debug)]
 pub(super) enum OpenFile {
     Memory(Arc<MemFile>),
+    DmaBuf(u64),
     Other,
 }
 
@@ -122,8 +123,12 @@ impl ClientFile for OpenFile {
                 }
                 _ => Err(Errno::EINVAL),
             },
-            OpenFile::Other => Err(Errno::EINVAL),
+            OpenFile::DmaBuf(_) | OpenFile::Other => Err(Errno::EINVAL),
         }
+    }
+
+    fn foreign_dma_buf(&self) -> Option<u64> {
+        if let OpenFile::DmaBuf(bytes) = self { Some(*bytes) } else { None }
     }
 }
 

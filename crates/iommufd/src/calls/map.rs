@@ -13,7 +13,7 @@ use crate::backing::{DmaBuf, Origin, Payer};
 use crate::context::Context;
 use crate::dispatch::Request;
 use crate::ids::{Kind, ObjectId};
-use crate::ioas::{Mapped, Place, Then, check_length, put_slices};
+use crate::ioas::{Mapped, Place, Then, check_dma_buf, check_length, put_slices};
 
 /// What the flags of a new mapping ask for: `EOPNOTSUPP`. No right at all is
 /// found out later (IOMMUFD-5.1).
@@ -97,7 +97,13 @@ impl Context {
                 ioas.map_dma_buf(&buffer, &mapped, place, prot, backing)?
             }
             None => {
-                let origin = Origin::File(caller.client_file(cmd.fd)?);
+                let file = caller.client_file(cmd.fd)?;
+                if let Some(size) = file.foreign_dma_buf() {
+                    check_dma_buf(size, address, length)?;
+                    // Only vfio-pci's can be asked for their memory (IOMMUFD-5.11).
+                    return Err(Errno::EOPNOTSUPP);
+                }
+                let origin = Origin::File(file);
                 let mapped = Mapped { payer, origin, address, length };
                 let (ioas, backing) = self.ioas_and_backing(cmd.ioas_id)?;
                 ioas.map(&mapped, place, prot, backing)?

@@ -37,6 +37,16 @@ pub(crate) fn check_length(length: u64) -> Result<(), Errno> {
     if length == 0 || length > u64::MAX - PAGE { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
+/// The rule for a part of a dma-buf of `size` bytes (`iopt_alloc_dmabuf_pages`):
+/// `EINVAL`.
+pub(crate) fn check_dma_buf(size: u64, start: u64, length: u64) -> Result<(), Errno> {
+    let last = start.checked_add(length.saturating_sub(1)).ok_or(Errno::EOVERFLOW)?;
+    if size <= last || length / PAGE >= u64::from(u32::MAX) {
+        return Err(Errno::EINVAL);
+    }
+    check_length(length)
+}
+
 impl Ioas {
     /// Maps a program's memory or file. Returns the IOVA.
     pub(crate) fn map(
@@ -124,11 +134,7 @@ impl Ioas {
         backing: &mut Backing,
     ) -> Result<u64, Errno> {
         let Mapped { payer, address, length, .. } = mapped;
-        let last = address.checked_add(length - 1).ok_or(Errno::EOVERFLOW)?;
-        if buffer.size <= last || length / PAGE >= u64::from(u32::MAX) {
-            return Err(Errno::EINVAL);
-        }
-        check_length(*length)?;
+        check_dma_buf(buffer.size, *address, *length)?;
         if buffer.is_revoked() {
             return Err(Errno::ENODEV);
         }

@@ -19,7 +19,7 @@ mod unmap;
 
 pub(crate) use copy::{Slice, put_slices};
 pub(crate) use domains::DomainProperties;
-pub(crate) use map::{Mapped, Place, check_length};
+pub(crate) use map::{Mapped, Place, check_dma_buf, check_length};
 pub(crate) use pin::{PinnedRange, Use};
 pub(crate) use reserve::{Allowed, Owner};
 pub(crate) use unmap::Then;

@@ -112,6 +112,26 @@ fn dma_bufs() {
     assert!(lab.context().backing.pages.is_empty());
 }
 
+/// IOMMUFD-5.11: it is found out before the IOVA is looked at, with and without
+/// a domain.
+#[test]
+fn dma_bufs_of_other_exporters() {
+    let (mut lab, ioas) = lab();
+    let fd = lab.client.dma_buf_fd(2 * PAGE);
+    for domains in 0..2 {
+        if domains > 0 {
+            lab.add_domain(1000, ioas, &domain()).unwrap();
+        }
+        for (start, length) in [(0, 2 * PAGE + 1), (2 * PAGE, 1), (0, u64::MAX / 2)] {
+            assert_eq!(lab.run(IoasMapFile { start, length, ..good(ioas, fd) }), Err(Errno::EINVAL), "beyond its end");
+        }
+        for map in [good(ioas, fd), IoasMapFile { iova: 1, ..good(ioas, fd) }] {
+            assert_eq!(lab.run(IoasMapFile { length: 2 * PAGE, ..map }), Err(Errno::EOPNOTSUPP));
+        }
+        assert_eq!(lab.counts(), (0, 0, 0));
+    }
+}
+
 /// IOMMUFD-5.11: revoking is a fence, the area stays, and un-revoking does not
 /// bring it back; where nothing was revoked it takes away all the same (SELF-3.23).
 #[test]

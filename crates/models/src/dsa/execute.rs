@@ -7,7 +7,7 @@ use device::migration::Activity;
 use device::{Asked, Io, PageRequests, PageTicket};
 use iommu::{Access, DmaFault, FaultReason, Session};
 use vm_memory::Bytes as _;
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use zerocopy::IntoBytes as _;
 
 use super::Accelerator;
 use super::breaks::{Breaks, misbehave};
@@ -366,15 +366,11 @@ impl Work<'_, '_> {
     fn fetch(&mut self, descriptor: &Descriptor, batch: &mut Batch) -> Result<(), DmaFault> {
         let count = FETCH.min((descriptor.size - batch.read) as usize);
         let at = descriptor.source.wrapping_add(u64::from(batch.read) * DESCRIPTOR_BYTES as u64);
-        let [buffer, _] = &mut self.room.buffers;
-        let bytes = buffer.get_mut(..count * DESCRIPTOR_BYTES).unwrap_or_default();
-        let reach = read(self.dma, at, bytes);
-        let whole = reach.done / DESCRIPTOR_BYTES;
-        let descriptors = bytes.chunks_exact(DESCRIPTOR_BYTES).take(whole);
         batch.next = 0;
-        batch.fetched.clear();
-        batch.fetched.reserve(whole);
-        batch.fetched.extend(descriptors.filter_map(|bytes| Descriptor::read_from_bytes(bytes).ok()));
+        batch.fetched.resize(count, Descriptor::default());
+        let reach = read(self.dma, at, batch.fetched.as_mut_slice().as_mut_bytes());
+        let whole = reach.done / DESCRIPTOR_BYTES;
+        batch.fetched.truncate(whole);
         batch.read += whole as u32;
         match reach.fault {
             Some(fault) if whole == 0 => Err(fault),
