@@ -68,13 +68,14 @@ struct Inode {
     /// How it is opened once more; `None`: not at all.
     access: Option<OFlags>,
     queue: bool,
-    /// The program has made descriptions of its own (`/proc/self/fd`).
+    /// There is more than the first description: by [`Files::again`], or of the
+    /// program's making (`/proc/self/fd`).
     reopened: bool,
 }
 
 impl Inode {
     fn is_shared(&self) -> bool {
-        self.files.len() > 1 || self.reopened || self.queue
+        self.files.len() > 1 || self.reopened
     }
 }
 
@@ -211,10 +212,12 @@ impl Files {
 
     /// One more description of a queue or a file with a memfd of its own.
     pub(crate) fn again(&self, file: FileId) -> Result<OwnedFd, Errno> {
-        let table = self.table.borrow();
-        let found = table.inodes.values().find(|inode| inode.files.contains(&file));
-        let (own, access) = found.and_then(|inode| Some((&inode.own, inode.access?))).ok_or(Errno::BADF)?;
-        one_more(own, access, file)
+        let table = &mut *self.table.borrow_mut();
+        let inode = table.inodes.values_mut().find(|inode| inode.files.contains(&file)).ok_or(Errno::BADF)?;
+        let description = one_more(&inode.own, inode.access.ok_or(Errno::BADF)?, file)?;
+        table.shared += usize::from(!inode.is_shared());
+        inode.reopened = true;
+        Ok(description)
     }
 
     /// What stands in for a node until its first call.
@@ -487,7 +490,9 @@ mod tests {
             let first = files.create(FileId(4), Backing::Queue { pipe, access }).unwrap();
             assert!(files.is_queue(FileId(4)) && files.has_queues());
             assert_eq!(files.identify(first.as_fd()), Some(FileId(4)));
+            assert!(!files.must_look(), "one description, one event");
             let second = files.again(FileId(4)).unwrap();
+            assert!(files.must_look());
             assert_eq!(files.identify(second.as_fd()), Some(FileId(4)));
             drop(first);
             assert!(files.take_closed().is_empty());
