@@ -416,7 +416,7 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                 // The first cannot go before the second, nor their memory before them.
                 Op::Unmap { ioas: 0 },
                 Op::Destroy { object: 6 },
-                Op::Destroy { object: 7 },
+                Op::Destroy { object: 8 },
                 Op::Unmap { ioas: 0 },
                 Op::Destroy { object: 6 },
                 Op::Unmap { ioas: 0 },

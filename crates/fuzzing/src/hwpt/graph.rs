@@ -60,12 +60,15 @@ pub(super) enum Object {
         viommu: u32,
         open: bool,
     },
-    /// `after`: the queue with the index before.
+    /// `after`: the queue with the index before; `access`: what has its memory
+    /// pinned, an object as well.
     HwQueue {
         viommu: u32,
         index: u32,
         after: Option<u32>,
+        access: u32,
     },
+    Access,
 }
 
 impl Object {
@@ -100,7 +103,7 @@ impl Object {
     /// IOMMUFD-2.5
     fn holds(&self) -> Vec<u32> {
         match self {
-            Object::Ioas { .. } | Object::Mock { .. } | Object::Fault { .. } => vec![],
+            Object::Ioas { .. } | Object::Mock { .. } | Object::Fault { .. } | Object::Access => vec![],
             Object::Paging { ioas, fault, .. } => [*ioas].into_iter().chain(*fault).collect(),
             Object::Nested { behind, viommu, fault, .. } => {
                 [viommu.unwrap_or(*behind)].into_iter().chain(*fault).collect()
@@ -108,7 +111,7 @@ impl Object {
             Object::Device { attached, .. } => attached.values().copied().collect(),
             Object::Viommu { hwpt } => vec![*hwpt],
             Object::Vdevice { viommu, .. } | Object::Veventq { viommu, .. } => vec![*viommu],
-            Object::HwQueue { viommu, after, .. } => [*viommu].into_iter().chain(*after).collect(),
+            Object::HwQueue { viommu, after, access, .. } => [*viommu, *access].into_iter().chain(*after).collect(),
         }
     }
 
@@ -168,8 +171,10 @@ impl Graph {
         if object.is_device() || self.users(id) > 0 {
             return Err(Errno::EBUSY);
         }
-        if let Some(Object::Mock { device }) = self.objects.remove(&id) {
-            self.unbind(device);
+        match self.objects.remove(&id) {
+            Some(Object::Mock { device }) => self.unbind(device),
+            Some(Object::HwQueue { access, .. }) => drop(self.objects.remove(&access)),
+            _ => {}
         }
         Ok(())
     }
@@ -524,7 +529,12 @@ impl Graph {
             return Err(Errno::EEXIST);
         }
         let after = index.checked_sub(1).map(|before| find(before).ok_or(Errno::EIO)).transpose()?;
-        Ok(self.add(Object::HwQueue { viommu, index, after }))
+        let queue = self.add(Object::HwQueue { viommu, index, after, access: 0 });
+        let made = self.add(Object::Access);
+        if let Some(Object::HwQueue { access, .. }) = self.objects.get_mut(&queue) {
+            *access = made;
+        }
+        Ok(queue)
     }
 
     fn event_queue(&self, on: u32) -> bool {
