@@ -226,10 +226,7 @@ impl Graph {
     }
 
     pub(super) fn unmap(&mut self, id: u32) -> Result<()> {
-        let locked = self.objects.values().any(|object| match object {
-            Object::HwQueue { viommu, .. } => self.ioas_of(*viommu) == Some(id),
-            _ => false,
-        });
+        let locked = self.has_queues(id);
         match self.objects.get_mut(&id) {
             // IOMMUFD-5.21
             Some(Object::Ioas { mapped: true }) if locked => return Err(Errno::EBUSY),
@@ -432,7 +429,10 @@ impl Graph {
             return Err(Errno::EOPNOTSUPP);
         }
         let mapped = self.is_mapped(hwpt);
+        let ioas = if let Some(Object::Paging { ioas, .. }) = self.objects.get(&hwpt) { *ioas } else { 0 };
+        let granules = if self.has_queues(ioas) { 4096 / test::PAGE_SIZE } else { 1 };
         match self.objects.get_mut(&hwpt) {
+            Some(Object::Paging { .. }) if (first | count) % granules != 0 => Err(Errno::EINVAL),
             Some(Object::Paging { flags, .. }) if *flags & DIRTY == 0 => Err(Errno::EOPNOTSUPP),
             Some(Object::Paging { .. }) if !mapped => Ok(0),
             Some(Object::Paging { dirty, .. }) => {
@@ -491,6 +491,14 @@ impl Graph {
             return Err(Errno::EEXIST);
         }
         Ok(self.add(Object::Veventq { viommu, open: true }))
+    }
+
+    /// Whether hardware queues have an IOAS's memory pinned: whole pages.
+    fn has_queues(&self, ioas: u32) -> bool {
+        self.objects.values().any(|object| match object {
+            Object::HwQueue { viommu, .. } => self.ioas_of(*viommu) == Some(ioas),
+            _ => false,
+        })
     }
 
     /// The IOAS behind a vIOMMU.
