@@ -432,7 +432,7 @@ impl Graph {
         let ioas = if let Some(Object::Paging { ioas, .. }) = self.objects.get(&hwpt) { *ioas } else { 0 };
         let granules = if self.has_queues(ioas) { 4096 / test::PAGE_SIZE } else { 1 };
         match self.objects.get_mut(&hwpt) {
-            Some(Object::Paging { .. }) if (first | count) % granules != 0 => Err(Errno::EINVAL),
+            Some(Object::Paging { .. }) if !(first | count).is_multiple_of(granules) => Err(Errno::EINVAL),
             Some(Object::Paging { flags, .. }) if *flags & DIRTY == 0 => Err(Errno::EOPNOTSUPP),
             Some(Object::Paging { .. }) if !mapped => Ok(0),
             Some(Object::Paging { dirty, .. }) => {
