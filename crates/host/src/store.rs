@@ -146,12 +146,12 @@ impl Host {
                 if let Some(ticket) = self.wait_for_lock(address) {
                     return Ok(Some(ticket));
                 }
-                self.vfio.host_reset(address, &mut self.board)?;
+                return self.vfio.host_reset_waiting(address, len, &mut self.board, &mut self.parking);
             }
             "reset_method" => self.choose_reset_methods(address, text)?,
             "reset_subordinate" => {
                 if number(text)? != 0 {
-                    self.reset_below(address)?;
+                    return self.reset_below(address, len);
                 }
             }
             _ => return Err(Errno::EACCES),
@@ -184,13 +184,12 @@ impl Host {
     /// Resets the bus behind a bridge, with the configuration of each function
     /// saved before and restored after (GRP-042). `EAGAIN` while somebody holds
     /// the lock of one of them.
-    fn reset_below(&mut self, bridge: Address) -> Result<(), Errno> {
+    fn reset_below(&mut self, bridge: Address, len: u64) -> Stored {
         let below = self.board.fabric.below(bridge);
-        if below.iter().any(|function| self.board.is_locked(*function)) {
+        if below.iter().any(|function| self.board.is_locked(*function) || self.vfio.is_resetting(*function)) {
             return Err(Errno::EAGAIN);
         }
-        self.vfio.host_reset_all(&below, &mut self.board);
-        Ok(())
+        Ok(self.vfio.host_reset_all(bridge, len, &mut self.board, &mut self.parking))
     }
 
     /// Binds a function: to `driver`, or to whichever matches.

@@ -71,6 +71,9 @@ impl Host {
     /// Somebody who waits holds the device's lock: the present call waits too,
     /// and is then made again.
     pub(crate) fn wait_for_lock(&mut self, address: Address) -> Option<Ticket> {
+        if let Some(ticket) = self.vfio.wait_for_lock(address, &mut self.parking) {
+            return Some(ticket);
+        }
         if !self.board.is_locked(address) {
             return None;
         }
@@ -125,6 +128,14 @@ impl Host {
         let waiting = removal.current == address && removal.ask_at.is_some();
         // Another removal waits for this very one.
         let others = !waiting && self.board.is_leaving(address);
+        // A reset under way has the lock; nobody is asked then.
+        if self.vfio.is_resetting(address) && !self.is_open(address) {
+            removal.current = address;
+            if let Some(slot) = self.board.slots.get_mut(&address) {
+                (slot.locked, slot.leaving) = (true, true);
+            }
+            return false;
+        }
         if self.is_open(address) || others {
             if !waiting {
                 removal.current = address;

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Random errors, resets, opens, closes and unbinds, with every recovery
-//! extension on and with none: after any sequence no function is left blocked,
-//! every count of an eventfd is explained, ownership rules hold, and
-//! configuration space is what Linux would have restored.
+//! Random errors (also links that fail and devices that hang), resets of every
+//! kind, opens, closes, unbinds and deaths, with every recovery extension on and
+//! with none, over quick and slow devices: after any sequence no function is
+//! left blocked, no access waits, every count of an eventfd is explained,
+//! ownership rules hold, and configuration space is what Linux would have
+//! restored.
 #![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
 
 mod world;
@@ -10,11 +12,15 @@ mod world;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use std::any::Any;
+
 use caller::{FileId, Reply, Ticket, Wake};
-use models::testing::CountedEvent;
+use host::lab::Behaviour;
+use models::testing::{CountedEvent, TestFile};
 use pci::aer::AerError;
 use pci::{Answers, cap};
 use sim::BASE;
+use uapi::Errno;
 use world::*;
 
 const RESET: u32 = 0x3b6f;
@@ -42,6 +48,9 @@ struct User {
     /// How often it may have been told of something since it opened.
     most: u64,
     heard: u64,
+    /// Registers that a reset loses, as they were after the open.
+    registers: Vec<u32>,
+    pages: Arc<TestFile>,
 }
 
 struct Game {
@@ -51,10 +60,24 @@ struct Game {
     waiting: BTreeMap<Ticket, &'static str>,
     groups: BTreeMap<&'static str, usize>,
     blocks: bool,
-    /// Had an error while they had no driver: nobody has restored them.
+    /// Had an error while they had no driver, or were opened while they did
+    /// not answer: nobody has restored them.
     lost: Vec<&'static str>,
     /// Devices that can be used.
     works: Vec<FileId>,
+    /// Did not answer since they were last opened: what Linux writes to them
+    /// at close is lost.
+    silent: Vec<&'static str>,
+    /// What has been done, for whoever looks for the reason of a failure.
+    history: Vec<String>,
+}
+
+impl Drop for Game {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.history.join("\n"));
+        }
+    }
 }
 
 impl Game {
@@ -63,6 +86,7 @@ impl Game {
         let third = "[[device]]\nmodel = \"nvme\"\naddr = \"02:00.0\"\nsize = \"1M\"\n";
         let text = format!("{}{}{ready}{}{third}", extensions(names), function(0), function(1));
         let w = World::new(&text);
+        w.platform.can_hold();
         Game {
             w,
             users: BTreeMap::new(),
@@ -70,6 +94,8 @@ impl Game {
             groups: BTreeMap::new(),
             lost: Vec::new(),
             works: Vec::new(),
+            silent: Vec::new(),
+            history: Vec::new(),
             blocks: names.contains("block"),
         }
     }
@@ -80,6 +106,10 @@ impl Game {
         }
         let vfio = self.w.host.board().driver(at(address)).is_some_and(|driver| driver.name() == "vfio-pci");
         if !vfio || self.w.host.board().is_leaving(at(address)) || self.w.host.is_recovering(at(address)) {
+            return;
+        }
+        // EIO with the extension, for its state is not known.
+        if self.blocks && self.w.host.board().fabric.function(at(address)).unwrap().answers() != Answers::Yes {
             return;
         }
         let file = match self.groups.get(address) {
@@ -97,10 +127,30 @@ impl Game {
             },
         };
         let error = self.w.event(file, 3);
-        let extended = self.w.recovery_state(file)[0] != 0;
-        let more = if extended { vec![self.w.event(file, 5), self.w.event(file, 6)] } else { Vec::new() };
+        let flags = self.w.recovery_state(file)[0];
+        let more = [5, 6].into_iter().filter(|index| flags >> (index - 5) & 1 != 0);
+        let more = more.map(|index| self.w.event(file, index)).collect();
         self.w.store(file, CONFIG, 4, &[6, 0]);
-        self.users.insert(address, User { file, error, more, most: 0, heard: 0 });
+        if self.w.host.board().fabric.function(at(address)).is_some_and(|f| f.answers() == Answers::Yes) {
+            self.silent.retain(|other| *other != address);
+        } else {
+            self.lost.push(address);
+        }
+        let registers = self.registers(address);
+        let pages: Arc<dyn Any + Send + Sync> = self.w.host.device_file(file).unwrap();
+        let pages = pages.downcast().unwrap();
+        self.users.insert(address, User { file, error, more, most: 0, heard: 0, registers, pages });
+    }
+
+    /// What a reset loses and Linux brings back: control, masks, severities,
+    /// BARs.
+    fn registers(&self, address: &str) -> Vec<u32> {
+        let function = self.w.host.board().fabric.function(at(address)).unwrap();
+        let express = function.capability(cap::EXPRESS).unwrap();
+        let aer = function.extended_capability(cap::EXT_AER).unwrap();
+        let mut registers = vec![function.read(express + 8, 2)];
+        registers.extend([aer + 8, aer + 0xc, aer + 0x14, 0x10, 0x14, 0x3c].map(|at| function.read(at, 4)));
+        registers
     }
 
     fn close(&mut self, address: &'static str) {
@@ -170,20 +220,49 @@ impl Game {
         }
     }
 
+    fn misbehave(&mut self, address: &'static str, how: Behaviour) {
+        // Surprise Down of a link that is being reset is not heard of, nor a
+        // function that hangs: nobody restores what was lost so.
+        if how != Behaviour::Poison {
+            self.lost.extend(ALL.into_iter().filter(|other| (*other == C) == (address == C)));
+        }
+        self.silent.extend(ALL.into_iter().filter(|other| (*other == C) == (address == C)));
+        let bound =
+            |a: &&&'static str| self.w.host.board().driver(at(a)).is_none_or(|_| self.w.host.board().is_leaving(at(a)));
+        let driverless: Vec<_> = ALL.iter().filter(bound).copied().collect();
+        self.lost.extend(driverless);
+        self.w.host.misbehave(at(address), how, &AerError::default()).unwrap();
+        // As of an error, and of its link that was down before the host knew.
+        for user in self.users.values_mut() {
+            user.most += 5;
+        }
+    }
+
     fn follow(&mut self) {
-        for (ticket, wake) in self.w.host.take_woken() {
+        for (ticket, wake) in self.w.woken.drain(..).chain(self.w.host.take_woken()) {
             self.waiting.remove(&ticket);
             assert!(matches!(wake, Wake::Retry | Wake::Done(_)));
         }
         for (address, user) in &mut self.users {
+            assert!(!(user.pages.is_accessible() && user.pages.is_held()), "{address}: held for nothing");
             user.heard += user.error.take() + user.more.iter().map(|event| event.take()).sum::<u64>();
             assert!(user.heard <= user.most, "{address} was told {} times of {}", user.heard, user.most);
         }
     }
 
+    /// Notes what is done, and who has his BARs.
+    fn tell(&mut self, what: &str) {
+        let bars = ALL.map(|a| u8::from(self.w.host.board().fabric.function(at(a)).unwrap().peek(cap::BAR0, 4) > 0xf));
+        let calm = if self.w.host.is_calm() { "calm" } else { "recovering" };
+        self.history.push(format!("{what}; {bars:?}, {calm}"));
+    }
+
     fn step(&mut self, rng: &mut Rng) {
         let who = ALL[rng.below(3) as usize];
-        match rng.below(20) {
+        let what = rng.below(24);
+        let time = caller::Platform::now(&*self.w.platform) / MS;
+        self.tell(&format!("{time} ms: {what} {who}"));
+        match what {
             0..=3 => self.open(who),
             4 => self.close(who),
             5..=6 => self.error(who, 1),
@@ -210,6 +289,26 @@ impl Game {
                     self.w.host.abandon(ticket);
                 }
             }
+            15 => {
+                // The host resets, whoever uses it.
+                let (path, data) = match rng.below(2) {
+                    0 => (format!("/sys/bus/pci/devices/{who}/reset"), "1"),
+                    _ => (format!("/sys/bus/pci/devices/{PORT}/reset_subordinate"), "1"),
+                };
+                match self.w.host.store(&path, data.as_bytes()) {
+                    Ok(Reply::Parked(ticket)) if rng.below(2) == 0 => self.w.host.abandon(ticket),
+                    Ok(Reply::Parked(ticket)) => drop(self.waiting.insert(ticket, "the host")),
+                    Ok(_) | Err(Errno::EAGAIN | Errno::ENOTTY) => {}
+                    Err(errno) => panic!("{path}: {errno:?}"),
+                }
+            }
+            16 => {
+                let how = [Behaviour::LinkDown, Behaviour::Timeout, Behaviour::Poison][rng.below(3) as usize];
+                self.history.push(format!("{how:?}"));
+                self.misbehave(who, how);
+            }
+            // A program is killed: all that it has goes at once.
+            17 => ALL.into_iter().for_each(|address| self.close(address)),
             _ => {
                 let ms = rng.below(3_000);
                 self.w.pass(ms);
@@ -227,12 +326,25 @@ impl Game {
         }
         self.w.pass(400_000);
         self.follow();
+        self.tell("calm");
+        // What still does not answer has failed for good, until its bus is reset.
+        for port in [PORT, "0000:00:02.0"] {
+            let below = format!("/sys/bus/pci/devices/{port}/reset_subordinate");
+            if let Ok(Reply::Parked(ticket)) = self.w.host.store(&below, b"1") {
+                self.w.host.abandon(ticket);
+            }
+            self.tell("reset");
+            self.w.pass(100_000);
+            self.tell("after the reset");
+        }
+        self.follow();
         assert!(self.w.host.is_calm(), "recovery has an end");
         assert_eq!((self.waiting.len(), self.w.host.waiting()), (0, 0), "nobody waits");
         self.works.clear();
         for (address, user) in &self.users {
             let state = self.w.recovery_state(user.file)[1];
             assert!(matches!(state, 0 | 3), "{address}: {state}");
+            assert!(!user.pages.is_held(), "{address}: its pages are kept from its user");
             if state == 0 {
                 self.works.push(user.file);
             }
@@ -250,8 +362,11 @@ impl Game {
             if self.blocks && open && works && !self.lost.contains(&address) {
                 assert_eq!(function.read(cap::BAR0, 4) & !0xf, resource, "{address}");
                 assert_eq!(function.command() & 2, 2, "{address}: memory as its user has it");
+                let user = &self.users[address];
+                assert_eq!(self.registers(address), user.registers, "{address}");
+                assert!(user.pages.is_accessible());
             }
-            if !open {
+            if !open && !self.silent.contains(&address) {
                 assert_eq!(function.command() & 4, 0, "{address}: nobody masters the bus");
             }
         }
@@ -279,6 +394,17 @@ fn as_linux_does() {
 #[test]
 fn with_everything_on() {
     play("non-fatal passive-reset block user-reset", false, 100..160);
+}
+
+#[test]
+fn devices_that_are_given_up() {
+    play("non-fatal block disconnect", false, 300..340);
+    play("passive-reset block", true, 340..380);
+}
+
+#[test]
+fn over_slow_devices_as_linux_does() {
+    play("", true, 400..440);
 }
 
 #[test]

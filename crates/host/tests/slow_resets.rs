@@ -190,9 +190,10 @@ fn killed_in_the_middle() {
     let reset = parked(w.host.ioctl(a, RESET, 0, &w.client));
     w.host.abandon(reset);
     w.host.release(a);
-    assert_eq!(w.open_again(A, 0).err(), Some(Errno::EIO), "it does not answer yet");
-    w.pass(9_000);
-    assert!(matches!(w.open_again(A, 0), Ok(Reply::NewFile(_))));
+    let group = w.client.file_id(w.groups[0]).unwrap();
+    let before = caller::Platform::now(&*w.platform);
+    w.open_device(group, A);
+    assert!((caller::Platform::now(&*w.platform) - before) / MS >= 10_000, "that reset, and the open's");
     assert_eq!((w.host.waiting(), w.host.deadline()), (0, None));
 }
 
@@ -226,4 +227,118 @@ fn a_slow_link_reset_of_the_users() {
     assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Ok(0)))]);
     w.settle();
     assert_eq!((w.recovery_state(a)[1], passive.take(), w.command(A) & 6), (0, 0, 6));
+}
+
+/// API-189, ERR-075: an open waits for the reset that it makes.
+#[test]
+fn an_open_takes_as_long_as_its_reset() {
+    let mut w = slow("700");
+    let before = caller::Platform::now(&*w.platform);
+    let a = w.open(A);
+    let took = (caller::Platform::now(&*w.platform) - before) / MS;
+    assert!((700..2_000).contains(&took), "{took} ms");
+    assert_eq!(w.command(A) & 4, 0, "API-190");
+    let before = caller::Platform::now(&*w.platform);
+    w.open(B);
+    assert_eq!(caller::Platform::now(&*w.platform), before, "its sibling is quick");
+    let reset = parked(w.host.ioctl(a, RESET, 0, &w.client));
+    w.pass(2_000);
+    assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Ok(0)))], "it was proven");
+}
+
+/// API-270, HOT-036: what is closed is reset; who wants it next waits for that,
+/// and then for the reset of the open.
+#[test]
+fn a_close_takes_as_long_as_its_reset() {
+    let mut w = slow("700");
+    let a = w.open(A);
+    w.store(a, CONFIG, 4, &ON);
+    w.store(a, 0, 0x14, &0x46_0001u32.to_le_bytes());
+    w.host.release(a);
+    assert!(!w.host.is_open(at(A)));
+    let unbind = parked(w.host.store("/sys/bus/pci/drivers/vfio-pci/unbind", A.as_bytes()));
+    let before = caller::Platform::now(&*w.platform);
+    let reset = parked(w.host.store(&format!("/sys/bus/pci/devices/{A}/reset"), b"1"));
+    w.pass(2_000);
+    let mut woken = w.host.take_woken();
+    woken.sort_by_key(|(ticket, _)| *ticket);
+    assert_eq!(woken, [(unbind, Wake::Retry), (reset, Wake::Retry)]);
+    assert_eq!(w.command(A) & 6, 2, "as at open, without bus mastering");
+    let a = {
+        let group = w.client.file_id(w.groups[0]).unwrap();
+        w.open_device(group, A)
+    };
+    assert!((caller::Platform::now(&*w.platform) - before) / MS >= 2_700);
+    assert_eq!(w.load(a, 0, 0x14, 4), 0);
+}
+
+/// An opener that goes away while it waits leaves a device that the next one
+/// can open.
+#[test]
+fn an_opener_that_goes_away() {
+    let mut w = slow("700");
+    let b = w.open(B);
+    let a = w.open(A);
+    w.host.release(a);
+    w.pass(5_000);
+    w.host.take_woken();
+    let group = w.client.file_id(w.groups[1]).unwrap();
+    w.client.set(sim::BASE, format!("{A}\0").as_bytes());
+    let ticket = parked(w.host.ioctl(group, 0x3b6a, sim::BASE, &w.client));
+    w.host.abandon(ticket);
+    w.pass(30_000);
+    assert_eq!((w.host.take_woken(), w.host.waiting(), w.host.is_open(at(A))), (vec![], 0, false));
+    let a = w.open_device(group, A);
+    assert_eq!(w.load(a, CONFIG, 0, 4), w.load(b, CONFIG, 0, 4));
+}
+
+/// ERR-073, GRP-042: stores to `reset` and `reset_subordinate` wait; `reset`
+/// tells whether it worked.
+#[test]
+fn resets_by_sysfs() {
+    let path = format!("/sys/bus/pci/devices/{A}/reset");
+    for (ready, ms, result) in [("300", 1_000, Ok(1)), ("\"never\"", 70_000, Err(Errno::ENOTTY))] {
+        for open in [false, true] {
+            let mut w = slow(ready);
+            let device = open.then(|| w.open(A));
+            if let Some(device) = device {
+                w.store(device, CONFIG, 4, &ON);
+            }
+            let store = parked(w.host.store(&path, b"1"));
+            let load = device.map(|device| parked(w.try_load(device, 0, 8)));
+            w.pass(ms);
+            let woken = w.host.take_woken();
+            assert_eq!(woken.first(), Some(&(store, Wake::Done(result))), "{ready} {open}");
+            assert_eq!(woken.get(1), load.map(|load| (load, Wake::Retry)).as_ref());
+            assert_eq!(w.command(A) & 4 != 0, open && result.is_ok() || w.command(A) & 4 != 0);
+        }
+    }
+    let mut w = slow("300");
+    let (a, b) = (w.open(A), w.open(B));
+    w.store(a, CONFIG, 4, &ON);
+    let below = format!("/sys/bus/pci/devices/{PORT}/reset_subordinate");
+    let store = parked(w.host.store(&below, b"1\n"));
+    assert_eq!(w.host.store(&below, b"1\n"), Err(Errno::EAGAIN));
+    let [one, other] = [a, b].map(|file| parked(w.try_load(file, 0, 8)));
+    w.pass(3_000);
+    let mut woken = w.host.take_woken();
+    woken.sort_by_key(|(ticket, _)| *ticket);
+    assert_eq!(woken, [(store, Wake::Done(Ok(2))), (one, Wake::Retry), (other, Wake::Retry)]);
+    assert_eq!(w.command(A) & 6, 6);
+}
+
+/// HOT-044: the reset of a set after its last close takes its time, too.
+#[test]
+fn a_set_is_reset_after_its_last_close() {
+    let functions = [0, 1].map(|n| format!("{}resets = \"none\"\nready_ms = 700\n", function(n))).concat();
+    let mut w = World::new(&functions);
+    let (a, b) = (w.open(A), w.open(B));
+    w.store(a, 0, 0x14, &0x46_0001u32.to_le_bytes());
+    w.host.release(a);
+    w.host.release(b);
+    let group = w.client.file_id(w.groups[0]).unwrap();
+    let before = caller::Platform::now(&*w.platform);
+    let a = w.open_device(group, A);
+    assert!((caller::Platform::now(&*w.platform) - before) / MS >= 700);
+    assert_eq!(w.load(a, 0, 0x14, 4), 0);
 }

@@ -88,6 +88,12 @@ impl Fabric {
         }
     }
 
+    /// How long links and resets take at a function or port.
+    #[must_use]
+    pub fn timing(&self, address: Address) -> Timing {
+        self.nodes.get(&address).map(|node| node.presence.timing).unwrap_or_default()
+    }
+
     /// Takes what ports have signalled since the last call, in order, each
     /// once.
     pub fn take_signals(&mut self) -> Vec<Signal> {

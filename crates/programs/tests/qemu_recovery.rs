@@ -187,6 +187,36 @@ in_each_way! {
     }
 }
 
+/// ERR-079, ERR-084: the same with a device that is blocked while the host
+/// recovers, and that takes its time after each reset: a guest processor that
+/// uses it waits, and nothing that the guest writes is lost.
+#[test]
+fn the_guest_recovers_from_errors_of_a_blocked_disk() {
+    for way in [Way::RootNamespaces, Way::NobodyUserns] {
+        let vfuse = Vfuse::new(way);
+        let disk = disk(&vfuse, "disk");
+        let vfuse = vfuse.lab(&format!(
+            "[vfio]\nunlimited_memlock = true\nerror_recovery = \"block\"\n\
+             [[device]]\nmodel = \"nvme\"\naddr = \"01:00.0\"\nready_ms = 300\nfile = \"{}\"\n",
+            disk.display()
+        ));
+        let mut machine = Machine::start(vfuse, &writes_until_recovered(2), &["-device", DEVICE]);
+        let mut bridge = machine.bridge(&["--fatal"]);
+        machine.live.says("wrote 5\n");
+        machine.inject("01:00.0", FATAL);
+        bridge.says("port rp0 reports a fatal error to the guest");
+        machine.live.says("AER: device recovery successful");
+        machine.inject("01:00.0", NONFATAL);
+        bridge.says("port rp0 reports a non-fatal error to the guest");
+        machine.live.says_often("AER: device recovery successful", 2);
+        let (vfuse, report) = machine.ended();
+        assert_eq!(report.value("resets"), "1");
+        assert_eq!((vfuse.events("vfio.blocked"), vfuse.events("vfio.released")), (2, 2));
+        file_is_whole(&vfuse, &report, &disk);
+        bridge.end();
+    }
+}
+
 /// ERR-006, ERR-016: an error of one function concerns both. One error reaches
 /// the guest when the host has recovered, and both drivers start again.
 #[test]

@@ -36,8 +36,8 @@ use std::sync::Arc;
 use ::device::{Board, DeviceFile, Driver, ResetKind};
 use caller::{Accounts, Caller, FileId, FileIds, Parking, Platform, Reply, Ticket, Wake, WatchId};
 use iommufd::{ContextId, Iommufd};
-use pci::Address;
 use pci::recovery::{Call, Channel, Handlers, UserReset, Vote};
+use pci::{Address, SavedConfig};
 use uapi::Errno;
 
 use binding::Bindings;
@@ -361,10 +361,34 @@ impl Vfio {
         self.devices.host_reset(address, board)
     }
 
-    /// A reset of all these functions by the host, on whose bus they are, as
-    /// sysfs `reset_subordinate` does it (GRP-042).
-    pub fn host_reset_all(&mut self, scope: &[Address], board: &mut Board) {
-        self.devices.host_reset_all(scope, board);
+    /// The same, which the caller waits for if it takes time: `value` is what
+    /// it gives then.
+    pub fn host_reset_waiting(
+        &mut self,
+        address: Address,
+        value: u64,
+        board: &mut Board,
+        parking: &mut Parking,
+    ) -> Result<Option<Ticket>, Errno> {
+        self.devices.host_reset_waiting(address, value, board, parking)
+    }
+
+    /// A reset of all functions behind a bridge by the host, as sysfs
+    /// `reset_subordinate` does it (GRP-042). It may have to be waited for.
+    pub fn host_reset_all(
+        &mut self,
+        bridge: Address,
+        value: u64,
+        board: &mut Board,
+        parking: &mut Parking,
+    ) -> Option<Ticket> {
+        self.devices.host_reset_all_waiting(bridge, value, board, parking)
+    }
+
+    /// A call waits for a function's device lock while a reset under way holds
+    /// it.
+    pub fn wait_for_lock(&mut self, address: Address, parking: &mut Parking) -> Option<Ticket> {
+        self.devices.wait_for_lock(address, parking)
     }
 
     /// What vfio-pci handles of recovery for a function.
@@ -373,9 +397,10 @@ impl Vfio {
         self.devices.error_handlers(address)
     }
 
-    /// Recovery calls vfio-pci for a function.
-    pub fn error_call(&mut self, address: Address, call: Call, board: &mut Board) -> Vote {
-        self.devices.error_call(address, call, board)
+    /// Recovery calls vfio-pci for a function. `bound`: its registers when it
+    /// was bound, for those of a closed one that can no longer be read.
+    pub fn error_call(&mut self, address: Address, call: Call, bound: Option<&SavedConfig>, board: &mut Board) -> Vote {
+        self.devices.error_call(address, call, bound, board)
     }
 
     /// Tells a device's user that its channel is in this state, and the

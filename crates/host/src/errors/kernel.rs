@@ -90,7 +90,8 @@ impl Kernel for Drivers<'_> {
         let mut told = false;
         match (self.board.driver(address), call) {
             (Some(Driver::VfioPci), _) => {
-                vote = self.with_board(fabric, |vfio, board| vfio.error_call(address, call, board));
+                let bound = self.saved.get(&address);
+                vote = self.with_board(fabric, |vfio, board| vfio.error_call(address, call, bound, board));
                 // ERR-002: whatever the state, ERR-003: also if nobody listens.
                 if let Call::ErrorDetected(channel) = call {
                     told = self.tell(address, channel);

@@ -225,7 +225,9 @@ impl Host {
         // By what was given back, which is next to nothing: asking each function
         // of the lab whether it is recovered made an error cost what the lab is
         // large.
-        let over = |address: &Address| errors.service.recovery_of(&board.fabric, *address).is_none();
+        let over = |address: &Address| {
+            errors.service.recovery_of(&board.fabric, *address).is_none() && !vfio.is_resetting(*address)
+        };
         let settled: Vec<Address> = vfio.unsettled().filter(over).collect();
         for address in settled {
             vfio.settle(address, board);
@@ -259,6 +261,9 @@ impl Host {
     pub(crate) fn end_waits(&mut self) {
         if self.vfio.deadline().is_some_and(|at| at <= self.now()) {
             self.vfio.elapse(&mut self.board);
+            if !self.removals.is_empty() {
+                self.advance_removals();
+            }
             self.after_recovery();
         }
     }

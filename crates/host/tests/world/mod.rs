@@ -29,6 +29,8 @@ pub(crate) struct World {
     pub(crate) container: Option<i32>,
     /// Descriptors of the groups opened.
     pub(crate) groups: Vec<i32>,
+    /// Calls whose wait ended while another was waited for.
+    pub(crate) woken: Vec<(caller::Ticket, caller::Wake)>,
 }
 
 impl World {
@@ -36,7 +38,7 @@ impl World {
         let platform = SimPlatform::new(1);
         let lab = Lab::parse("test", text).unwrap();
         let host = Host::new(lab, Arc::clone(&platform) as _, Box::new(SimStorage)).unwrap();
-        World { host, platform, client: Client::new(1), container: None, groups: Vec::new() }
+        World { host, platform, client: Client::new(1), container: None, groups: Vec::new(), woken: Vec::new() }
     }
 
     /// Two functions of one device, in groups of their own; `more` are keys of
@@ -65,11 +67,28 @@ impl World {
             let container = self.client.file_id(fd).unwrap();
             self.host.ioctl(container, 0x3b66, 3, &self.client).unwrap();
         }
-        self.client.set(BASE, format!("{address}\0").as_bytes());
-        match self.host.ioctl(group, 0x3b6a, BASE, &self.client).unwrap() {
-            Reply::NewFile(device) => device,
-            other => panic!("{other:?}"),
+        self.open_device(group, address)
+    }
+
+    /// GET_DEVICE_FD. It waits for the reset of a device that takes its time.
+    pub(crate) fn open_device(&mut self, group: FileId, address: &str) -> FileId {
+        for _ in 0..100 {
+            self.client.set(BASE, format!("{address}\0").as_bytes());
+            match self.host.ioctl(group, 0x3b6a, BASE, &self.client).unwrap() {
+                Reply::NewFile(device) => return device,
+                Reply::Parked(ticket) => {
+                    while self.host.wait(ticket).is_some() {
+                        self.pass(10);
+                    }
+                    let mut woken = self.host.take_woken();
+                    assert!(woken.contains(&(ticket, caller::Wake::Retry)), "{woken:?}");
+                    woken.retain(|(other, _)| *other != ticket);
+                    self.woken.append(&mut woken);
+                }
+                other => panic!("{other:?}"),
+            }
         }
+        panic!("{address} cannot be opened");
     }
 
     /// Opens a device of a group that is open.

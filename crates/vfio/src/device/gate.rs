@@ -83,10 +83,16 @@ impl Devices {
     }
 
     /// A callback of recovery.
-    pub(crate) fn error_call(&mut self, address: Address, call: Call, board: &mut Board) -> Vote {
+    pub(crate) fn error_call(
+        &mut self,
+        address: Address,
+        call: Call,
+        bound: Option<&SavedConfig>,
+        board: &mut Board,
+    ) -> Vote {
         let now = self.now();
         let Some(device) = self.open.get_mut(&address) else {
-            return self.error_call_closed(address, call, board);
+            return self.error_call_closed(address, call, bound, board);
         };
         let vote = match call {
             Call::ErrorDetected(channel) => device.error_detected(channel, board, now),
@@ -103,16 +109,20 @@ impl Devices {
 
     /// The same for a device that nobody has open: where the lab has access
     /// blocked, nobody gets it either before its registers are right.
-    fn error_call_closed(&mut self, address: Address, call: Call, board: &Board) -> Vote {
+    fn error_call_closed(&mut self, address: Address, call: Call, bound: Option<&SavedConfig>, board: &Board) -> Vote {
         if !matches!(call, Call::ErrorDetected(_)) {
             return Vote::None;
         }
         if let Some(function) = board.fabric.function(address)
             && self.options.recovery.has(RecoveryFlags::BLOCK)
-            && function.answers() == Answers::Yes
             && !self.gate.unsettled.contains_key(&address)
         {
-            self.gate.keep(address, function.save());
+            // A link that is down has lost them already.
+            match (function.answers(), bound) {
+                (Answers::Yes, _) => self.gate.keep(address, function.save()),
+                (_, Some(bound)) => self.gate.keep(address, bound.clone()),
+                (_, None) => {}
+            }
         }
         let flags = self.options.recovery.flags;
         if flags.contains(RecoveryFlags::DISCONNECT) { Vote::Disconnect } else { Vote::CanRecover }
@@ -123,6 +133,12 @@ impl Devices {
         if self.open.get(&address).is_none_or(|device| !device.recovery.is_blocked()) {
             self.gate.open(address);
         }
+    }
+
+    /// A call waits for the end of a reset that is under way, and is then made
+    /// again.
+    pub(crate) fn wait_for_lock(&mut self, address: Address, parking: &mut Parking) -> Option<Ticket> {
+        self.is_resetting(address).then(|| self.gate.park(address, parking))
     }
 
     /// Takes the calls whose wait is over.
@@ -253,7 +269,13 @@ impl Devices {
         self.gate.unsettled.remove(&address);
         // Without a method of its own, what its user left in it is what a
         // sibling's reset will find.
-        let reset = self.host_reset(address, board).is_ok();
+        let reset = match self.start_closed(address, board) {
+            Some(started) => {
+                self.run_settling(address, started, board);
+                true
+            }
+            None => self.host_reset(address, board).is_ok(),
+        };
         tracing::info!(name: "vfio.settled", device = %address, reset);
         Ok(())
     }

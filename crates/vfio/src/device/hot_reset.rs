@@ -129,14 +129,7 @@ impl Devices {
         }
         let now = self.now();
         if let Some(bridge) = cx.board.fabric.parent(address).filter(|bridge| cx.board.fabric.is_slow_behind(*bridge)) {
-            for address in &scope {
-                if let Some(device) = self.open.get_mut(address) {
-                    // Accesses wait from before anything is taken away.
-                    device.recovery.begin_reset();
-                    device.sync(cx.board, now);
-                }
-            }
-            let saved = self.prepare_all(&scope, cx.board, now);
+            let saved = self.block_all(&scope, cx.board);
             return Ok(Some(self.wait_for_hot_reset(bridge, saved, cx.board, cx.parking)));
         }
         self.reset_all(&scope, cx.board, now);
@@ -162,6 +155,9 @@ impl Devices {
         }
         let Ok(scope) = board.fabric.hot_reset_scope(address) else { return };
         if scope.iter().all(|device| set.contains(device) && !board.is_locked(*device)) {
+            if scope.iter().any(|device| self.is_resetting(*device)) || self.start_set(&scope, board) {
+                return;
+            }
             let now = self.now();
             self.reset_all(&scope, board, now);
             self.needs_reset.retain(|device| !set.contains(device));
@@ -175,7 +171,12 @@ impl Devices {
     }
 
     /// Every function of the scope: BARs zapped, D0, state saved.
-    fn prepare_all(&mut self, scope: &[Address], board: &mut Board, now: u64) -> Vec<(Address, SavedConfig)> {
+    pub(super) fn prepare_all(
+        &mut self,
+        scope: &[Address],
+        board: &mut Board,
+        now: u64,
+    ) -> Vec<(Address, SavedConfig)> {
         let mut saved = Vec::with_capacity(scope.len());
         for address in scope {
             if let Some(device) = self.open.get_mut(address) {

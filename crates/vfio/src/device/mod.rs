@@ -147,12 +147,17 @@ impl Devices {
                 return Err(Errno::EAGAIN);
             }
             self.ensure_known(address, board)?;
+            let reset = self.take_opened(address);
+            if self.is_resetting(address) || reset.is_none() && self.start_open(address, board) {
+                self.busy = Some(address);
+                return Err(Errno::EAGAIN);
+            }
             let shown = match shown {
                 Some(shown) => shown,
                 None => self.make_file(address, board)?,
             };
             let number = self.number(address)?;
-            let device = Device::open(address, number, shown, board, &*self.platform, &self.options)?;
+            let device = Device::open(address, number, shown, board, &*self.platform, &self.options, reset)?;
             if device.is_virtual() {
                 self.tokens.add_user(address, board);
             }
@@ -368,14 +373,20 @@ impl Devices {
         if device.is_virtual() {
             self.tokens.remove_user(address, board);
         }
-        let affected = !device.recovery.is_open();
-        let was_reset = device.close(board, &mut self.watches, self.platform.now());
-        self.drop_resets(address);
-        self.let_waiters_go(address);
+        let (resetting, affected) = (device.recovery.is_resetting(), device.recovery.is_affected());
+        let (was_reset, started) = device.close(board, &mut self.watches, self.platform.now());
         if affected {
             self.gate.keep(address, device.saved_at_open().clone());
         }
-        self.reset_after_close(address, was_reset, board);
+        if resetting {
+            self.adopt_reset(address, device.saved_at_open());
+            return Some(address);
+        }
+        self.let_waiters_go(address);
+        match started {
+            Some(started) => self.finish_close(address, started, board),
+            None => self.reset_after_close(address, was_reset, board),
+        }
         Some(address)
     }
 

@@ -88,6 +88,16 @@ impl Recovery {
         matches!(self.access, Access::AwaitsReset { .. } | Access::Failed)
     }
 
+    /// Whether a reset is under way that takes time.
+    pub(super) fn is_resetting(&self) -> bool {
+        self.access == Access::Resetting
+    }
+
+    /// Whether an error is dealt with, whatever is done besides.
+    pub(super) fn is_affected(&self) -> bool {
+        if self.is_resetting() { self.before_reset != Access::Open } else { !self.is_open() }
+    }
+
     /// When a blocked access is let go at the latest.
     pub(super) fn deadline(&self) -> Option<u64> {
         if let Access::Blocked { until } = self.access { Some(until) } else { None }

@@ -93,22 +93,28 @@ impl Devices {
         if board.reset_methods(address).is_empty() {
             return Err(Errno::ENOTTY);
         }
-        let mut nobody = Nobody(address);
-        let function = board.fabric.function(address).ok_or(Errno::ENODEV)?;
         // What the way out of D3hot loses comes back, too: runtime power management kept it.
-        let saved = function.save();
-        if let Some(pm) = function.capability(cap::PM).filter(|_| function.power_state() != 0) {
-            let control = function.read(pm + 4, 2) & !3;
-            nobody.write(board, pm + 4, 2, control, now);
-        }
-        nobody.write(board, cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE), now);
-        let result = try_methods(&mut nobody, board, address, now);
+        let saved = board.fabric.function(address).ok_or(Errno::ENODEV)?.save();
+        prepare_closed(address, board, now);
+        let result = try_methods(&mut Nobody(address), board, address, now);
         if let Some(function) = board.fabric.function_mut(address) {
             function.restore(&saved);
         }
         tracing::info!(name: "vfio.function_reset", device = %address, works = result.is_ok());
         result
     }
+}
+
+/// Before the reset of a function that nobody has open: D0, and INTx disable
+/// alone.
+pub(super) fn prepare_closed(address: Address, board: &mut Board, now: u64) {
+    let mut nobody = Nobody(address);
+    let Some(function) = board.fabric.function(address) else { return };
+    if let Some(pm) = function.capability(cap::PM).filter(|_| function.power_state() != 0) {
+        let control = function.read(pm + 4, 2) & !3;
+        nobody.write(board, pm + 4, 2, control, now);
+    }
+    nobody.write(board, cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE), now);
 }
 
 /// Who writes the registers of a function, and follows what that sets off.

@@ -6,8 +6,14 @@
 //! (vfio-error-recovery.md section 5); one that does not in that time has not
 //! been reset, and the next method is tried. A link gets a second to come up.
 //! What [`pci::Fabric::is_slow`] does not say is slow is reset within the call.
+//!
+//! The resets of open and close are of that kind, too. An open waits for its
+//! own, and is then made again; for that of a close nobody waits but who wants
+//! the device next, since a close is told of when it is over. A device that is
+//! never to come back does so from the reset of an open or a close: what a lab
+//! means is a device that breaks in use.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use ::device::{Board, ResetKind};
 use caller::{Parking, Ticket, Wait, Wake};
@@ -16,7 +22,7 @@ use pci::{Address, ResetMethod, SavedConfig, cap};
 use uapi::Errno;
 
 use super::Devices;
-use super::reset::run_method;
+use super::reset::{prepare_closed, run_method};
 use super::state::Device;
 
 /// A reset of one function that has begun.
@@ -37,18 +43,39 @@ struct Slow {
     saved: Vec<(Address, SavedConfig)>,
     methods: VecDeque<ResetMethod>,
     /// Who waits, and for what if it works; and whether it is told if not.
-    ticket: Ticket,
+    ticket: Option<Ticket>,
     value: u64,
     tells: bool,
+    then: Then,
     /// The bus with all on it.
     link: bool,
     due: u64,
 }
 
+/// What a reset was for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Then {
+    /// Itself.
+    #[default]
+    Nothing,
+    /// The call that opens the device is made again.
+    Open,
+    /// The close of a device of the set (HOT-043).
+    Close,
+    /// The reset of all of the set (HOT-044).
+    CloseSet,
+}
+
+/// A device that was reset for an open is that for so long, if the open does
+/// not come.
+const OPENS_WITHIN: u64 = 1_000_000_000;
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct SlowResets {
     running: Vec<Slow>,
+    /// Devices that were reset to be opened: whether that worked, and when.
+    opened: BTreeMap<Address, (bool, u64)>,
 }
 
 impl SlowResets {
@@ -76,6 +103,30 @@ impl Device {
         self.sync(board, now);
         Some(Started { reset, kind, saved, methods })
     }
+}
+
+impl Device {
+    /// Begins the function reset of a close that takes time.
+    pub(super) fn start_close(&self, board: &Board) -> Option<Started> {
+        let mut methods: VecDeque<ResetMethod> = board.reset_methods(self.address).into();
+        let method = methods.pop_front().filter(|method| !is_for_good(*method, self.address, board))?;
+        let (reset, kind) = slow_method(method, self.address, board)?;
+        Some(Started { reset, kind, saved: self.saved_at_open().clone(), methods })
+    }
+}
+
+/// Whether the device does not come back from this.
+fn is_for_good(method: ResetMethod, address: Address, board: &Board) -> bool {
+    let ready = |address| board.fabric.timing(address).ready == u64::MAX;
+    match (method, board.fabric.parent(address)) {
+        (ResetMethod::Bus, Some(bridge)) => is_for_good_behind(bridge, board),
+        _ => ready(address),
+    }
+}
+
+fn is_for_good_behind(bridge: Address, board: &Board) -> bool {
+    board.fabric.timing(bridge).link == u64::MAX
+        || board.fabric.below(bridge).into_iter().any(|address| board.fabric.timing(address).ready == u64::MAX)
 }
 
 /// The reset behind a method, if that takes time.
@@ -108,7 +159,116 @@ impl Devices {
     ) -> Ticket {
         let Started { reset, kind, saved, methods } = started;
         let saved = vec![(address, saved)];
-        self.run(Slow { reset, kind, saved, methods, value, tells, link: false, ..Slow::for_ticket(parking) }, board)
+        self.run_for(Slow { reset, kind, saved, methods, value, tells, ..Slow::default() }, board, parking)
+    }
+
+    /// Begins a function reset that takes time, of a device that nobody has open.
+    pub(super) fn start_closed(&mut self, address: Address, board: &mut Board) -> Option<Started> {
+        let now = self.now();
+        let mut methods: VecDeque<ResetMethod> = board.reset_methods(address).into();
+        let (reset, kind) = slow_method(methods.pop_front()?, address, board)?;
+        let saved = board.fabric.function(address)?.save();
+        prepare_closed(address, board, now);
+        Some(Started { reset, kind, saved, methods })
+    }
+
+    /// Whether a device that is to be opened was reset for that, and if so
+    /// whether that worked.
+    pub(super) fn take_opened(&mut self, address: Address) -> Option<bool> {
+        let now = self.now();
+        let (worked, at) = self.slow_resets.opened.remove(&address)?;
+        (now.saturating_sub(at) <= OPENS_WITHIN).then_some(worked)
+    }
+
+    /// Begins the reset of an open, if it takes time; whether it does.
+    pub(super) fn start_open(&mut self, address: Address, board: &mut Board) -> bool {
+        let first = board.reset_methods(address).first().copied();
+        if board.is_locked(address) || first.is_none_or(|method| is_for_good(method, address, board)) {
+            return false;
+        }
+        let Some(started) = self.start_closed(address, board) else { return false };
+        self.run_alone(address, started, Then::Open, board);
+        true
+    }
+
+    /// Goes on with the reset of a close.
+    pub(super) fn finish_close(&mut self, address: Address, started: Started, board: &mut Board) {
+        self.run_alone(address, started, Then::Close, board);
+    }
+
+    /// Puts a device right that nobody has open.
+    pub(super) fn run_settling(&mut self, address: Address, started: Started, board: &mut Board) {
+        self.run_alone(address, started, Then::Nothing, board);
+    }
+
+    fn run_alone(&mut self, address: Address, started: Started, then: Then, board: &mut Board) {
+        let Started { reset, kind, saved, methods } = started;
+        self.run(Slow { reset, kind, saved: vec![(address, saved)], methods, then, ..Slow::default() }, board);
+    }
+
+    /// The reset of a set after its last close, if it takes time; whether it
+    /// does.
+    pub(super) fn start_set(&mut self, scope: &[Address], board: &mut Board) -> bool {
+        let bridge = scope.first().and_then(|first| board.fabric.parent(*first));
+        let slow = |bridge: &Address| board.fabric.is_slow_behind(*bridge) && !is_for_good_behind(*bridge, board);
+        let Some(bridge) = bridge.filter(slow) else { return false };
+        let now = self.now();
+        let saved = self.prepare_all(scope, board, now);
+        self.run(Slow { reset: Reset::bus(bridge), saved, link: true, then: Then::CloseSet, ..Slow::default() }, board);
+        true
+    }
+
+    /// A reset by the host of one function, which its caller waits for if it
+    /// takes time.
+    pub(crate) fn host_reset_waiting(
+        &mut self,
+        address: Address,
+        value: u64,
+        board: &mut Board,
+        parking: &mut Parking,
+    ) -> Result<Option<Ticket>, Errno> {
+        let now = self.now();
+        let started = match self.open.get_mut(&address) {
+            Some(device) => device.start_slow(board, now),
+            None => self.start_closed(address, board),
+        };
+        match started {
+            Some(started) => Ok(Some(self.wait_for_reset(address, started, (value, true), board, parking))),
+            None => self.host_reset(address, board).map(|()| None),
+        }
+    }
+
+    /// The same of all behind a bridge.
+    pub(crate) fn host_reset_all_waiting(
+        &mut self,
+        bridge: Address,
+        value: u64,
+        board: &mut Board,
+        parking: &mut Parking,
+    ) -> Option<Ticket> {
+        let scope = board.fabric.below(bridge);
+        if !board.fabric.is_slow_behind(bridge) {
+            self.host_reset_all(&scope, board);
+            return None;
+        }
+        let saved = self.block_all(&scope, board);
+        let ticket = self.wait_for_hot_reset(bridge, saved, board, parking);
+        if let Some(slow) = self.slow_resets.running.iter_mut().find(|slow| slow.ticket == Some(ticket)) {
+            slow.value = value;
+        }
+        Some(ticket)
+    }
+
+    /// Accesses wait from before anything is taken away; registers saved.
+    pub(super) fn block_all(&mut self, scope: &[Address], board: &mut Board) -> Vec<(Address, SavedConfig)> {
+        let now = self.now();
+        for address in scope {
+            if let Some(device) = self.open.get_mut(address) {
+                device.recovery.begin_reset();
+                device.sync(board, now);
+            }
+        }
+        self.prepare_all(scope, board, now)
     }
 
     /// The same for a hot reset of all these, whose registers are saved.
@@ -126,13 +286,17 @@ impl Devices {
             }
         }
         let (reset, kind) = (Reset::bus(bridge), ResetKind::Bus);
-        self.run(Slow { reset, kind, saved, link: true, ..Slow::for_ticket(parking) }, board)
+        self.run_for(Slow { reset, kind, saved, link: true, ..Slow::default() }, board, parking)
     }
 
-    fn run(&mut self, slow: Slow, board: &mut Board) -> Ticket {
-        let ticket = slow.ticket;
+    fn run(&mut self, slow: Slow, board: &mut Board) {
         self.slow_resets.running.push(slow);
         self.step_resets(board);
+    }
+
+    fn run_for(&mut self, slow: Slow, board: &mut Board, parking: &mut Parking) -> Ticket {
+        let ticket = parking.park(Wait::Uninterruptible);
+        self.run(Slow { ticket: Some(ticket), ..slow }, board);
         ticket
     }
 
@@ -199,13 +363,14 @@ impl Devices {
 
     fn end_reset(&mut self, slow: &Slow, worked: bool, board: &mut Board, now: u64) -> bool {
         let result = if worked || !slow.tells { Ok(slow.value) } else { Err(Errno::ENOTTY) };
-        self.gate.released.push((slow.ticket, Wake::Done(result)));
+        if let Some(ticket) = slow.ticket {
+            self.gate.released.push((ticket, Wake::Done(result)));
+        }
         for (address, saved) in &slow.saved {
             let Some(device) = self.open.get_mut(address) else {
                 if let Some(function) = board.fabric.function_mut(*address) {
                     function.restore(saved);
                 }
-                self.let_waiters_go(*address);
                 continue;
             };
             if worked {
@@ -213,31 +378,46 @@ impl Devices {
             }
             device.restore(board, saved, now);
             device.end_reset(worked, slow.link, board, now);
-            self.let_waiters_go(*address);
         }
         tracing::info!(name: "vfio.slow_reset", functions = slow.saved.len(), worked);
+        let set: Vec<Address> = slow.saved.iter().map(|(address, _)| *address).collect();
+        match (slow.then, set.first()) {
+            (Then::Open, Some(address)) => drop(self.slow_resets.opened.insert(*address, (worked, now))),
+            (Then::Close, Some(address)) => self.reset_after_close(*address, worked, board),
+            (Then::CloseSet, _) if worked => self.needs_reset.retain(|device| !set.contains(device)),
+            _ => {}
+        }
+        for address in set {
+            self.let_waiters_go(address);
+        }
         true
     }
 
-    /// A device was closed: its resets are nobody's any more.
-    pub(super) fn drop_resets(&mut self, address: Address) {
+    /// A device was closed while it was reset: that goes on, and the registers
+    /// of open come back with its end. Who waits for it waits on.
+    pub(super) fn adopt_reset(&mut self, address: Address, at_open: &SavedConfig) {
         for slow in &mut self.slow_resets.running {
-            slow.saved.retain(|(at, _)| *at != address);
+            for (_, saved) in slow.saved.iter_mut().filter(|(at, _)| *at == address) {
+                saved.clone_from(at_open);
+                if !slow.link {
+                    slow.then = Then::Close;
+                }
+            }
         }
-        self.slow_resets.running.retain(|slow| !slow.saved.is_empty());
     }
 }
 
-impl Slow {
-    fn for_ticket(parking: &mut Parking) -> Slow {
+impl Default for Slow {
+    fn default() -> Slow {
         Slow {
             reset: Reset::bus(Address::new(0, 0, 0, 0)),
             kind: ResetKind::Bus,
             saved: Vec::new(),
             methods: VecDeque::new(),
-            ticket: parking.park(Wait::Uninterruptible),
+            ticket: None,
             value: 0,
             tells: true,
+            then: Then::Nothing,
             link: false,
             due: 0,
         }

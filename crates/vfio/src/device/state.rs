@@ -107,6 +107,7 @@ fn has_broken_intx(function: &Function) -> bool {
 
 impl Device {
     /// The first open (API-189). `EAGAIN` while somebody holds the device's lock.
+    /// `reset`: it was reset for that, which may have worked.
     pub(super) fn open(
         address: Address,
         number: u32,
@@ -114,6 +115,7 @@ impl Device {
         board: &mut Board,
         platform: &dyn Platform,
         options: &Options,
+        reset: Option<bool>,
     ) -> Result<Device, Errno> {
         let endpoint = Arc::clone(board.endpoint(address).ok_or(Errno::ENODEV)?);
         let bars = claim_bars(board, address);
@@ -159,9 +161,12 @@ impl Device {
         let function = board.fabric.function_mut(address).ok_or(Errno::ENODEV)?;
         let command = function.command() & !cap::COMMAND_MASTER | enables(function);
         function.write(cap::COMMAND, 2, u32::from(command));
-        device.reset_works = match device.reset_function(board, now) {
-            Err(Errno::EAGAIN) => return Err(Errno::EAGAIN),
-            result => result.is_ok(),
+        device.reset_works = match reset {
+            Some(worked) => worked,
+            None => match device.reset_function(board, now) {
+                Err(Errno::EAGAIN) => return Err(Errno::EAGAIN),
+                result => result.is_ok(),
+            },
         };
         let function = board.fabric.function_mut(address).ok_or(Errno::ENODEV)?;
         device.saved = function.save();
@@ -181,8 +186,9 @@ impl Device {
         Ok(device)
     }
 
-    /// The last close (API-270). Whether a function reset was done.
-    pub(super) fn close(&mut self, board: &mut Board, watches: &mut Watches, now: u64) -> bool {
+    /// The last close (API-270). Whether a function reset was done, or else the
+    /// one to be gone on with, after which the state of open comes back.
+    pub(super) fn close(&mut self, board: &mut Board, watches: &mut Watches, now: u64) -> (bool, Option<Started>) {
         self.exit_low_power(board, now);
         let _ = self.set_power_state(board, 0, now);
         let command = self.hw_read(board, cap::COMMAND, 2) as u16 & !cap::COMMAND_MASTER;
@@ -199,10 +205,18 @@ impl Device {
         self.hw_write(board, cap::COMMAND, 2, u32::from(cap::COMMAND_INTX_DISABLE), now);
         self.zap(now);
         let mut reset = false;
-        if self.reset_works && !board.is_locked(self.address) {
-            reset = self.try_methods(board, now).is_ok();
+        let mut started = None;
+        // One that is under way goes on, and is that of the close.
+        let resetting = self.recovery.is_resetting();
+        if self.reset_works && !board.is_locked(self.address) && !resetting {
+            // What was not given back is put right later.
+            started = self.start_close(board).filter(|_| self.recovery.is_open());
+            reset = started.is_none() && self.try_methods(board, now).is_ok();
         }
-        if let Some(function) = board.fabric.function_mut(self.address) {
+        if started.is_none()
+            && !resetting
+            && let Some(function) = board.fabric.function_mut(self.address)
+        {
             let effects = function.restore(&self.saved);
             self.effects(board, &effects, now);
             let command = self.hw_read(board, cap::COMMAND, 2) as u16 & !cap::COMMAND_MASTER;
@@ -216,8 +230,8 @@ impl Device {
         self.error = None;
         self.request = None;
         self.kill_buffers();
-        tracing::info!(name: "vfio.device_close", device = %self.address, reset);
-        reset
+        tracing::info!(name: "vfio.device_close", device = %self.address, reset, goes_on = started.is_some());
+        (reset, started)
     }
 
     /// Writes the hardware and follows what that sets off.
