@@ -203,15 +203,16 @@ fn the_guest_recovers_from_errors_of_a_blocked_disk() {
         let mut machine = Machine::start(vfuse, &writes_until_recovered(2), &["-device", DEVICE]);
         let mut bridge = machine.bridge(&["--fatal"]);
         machine.live.says("wrote 5\n");
-        machine.inject("01:00.0", FATAL);
-        bridge.says("port rp0 reports a fatal error to the guest");
-        machine.live.says("AER: device recovery successful");
         machine.inject("01:00.0", NONFATAL);
         bridge.says("port rp0 reports a non-fatal error to the guest");
+        machine.live.says("AER: device recovery successful");
+        machine.inject("01:00.0", FATAL);
+        bridge.says("port rp0 reports a fatal error to the guest");
+        machine.live.says("restart after slot reset");
         machine.live.says_often("AER: device recovery successful", 2);
         let (vfuse, report) = machine.ended();
         assert_eq!(report.value("resets"), "1");
-        assert_eq!((vfuse.events("vfio.blocked"), vfuse.events("vfio.released")), (2, 2));
+        assert_eq!(vfuse.events("vfio.blocked"), 2);
         file_is_whole(&vfuse, &report, &disk);
         bridge.end();
     }
