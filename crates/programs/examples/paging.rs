@@ -16,6 +16,10 @@
 //! that got it over a socket. The parent has closed its own then.
 //! What was refused is submitted again. However it answers, each
 //! request gets one answer, and the buffer is filled in the end.
+//!
+//! `--drain finish` drains the device's page requests in the middle of that and
+//! stops it for a moment, as one would who moves it; `--drain cancel` does not
+//! answer meanwhile and gives up (an extension, docs/extensions.md).
 #![allow(unsafe_code)] // system calls and mapped memory of a client
 
 use std::collections::BTreeMap;
@@ -31,7 +35,8 @@ use models::dsa::spec::{self, Descriptor, command, flag, opcode, wqcfg};
 use uapi::iommufd::{Command, FaultQueueAlloc, HwptAlloc, IoasAlloc, IoasMap};
 use uapi::iommufd_events::{FAULT_PASID_VALID, PageAnswer, PageFault};
 use uapi::vfio::cdev::{AttachIommufdPt, BindIommufd};
-use uapi::vfio::device::{ATTACH_IOMMUFD_PT, BIND_IOMMUFD, GET_REGION_INFO, RegionInfo};
+use uapi::vfio::device::{ATTACH_IOMMUFD_PT, BIND_IOMMUFD, FEATURE, GET_REGION_INFO, RegionInfo, feature};
+use uapi::vfio::draining::DRAIN;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -48,6 +53,8 @@ const PIECE: u64 = 4 << 20;
 const PATTERN: u64 = 0x0123_4567_89ab_cdef;
 const PAGE: u64 = 4096;
 const FAULT_ID_VALID: u32 = 4;
+/// The operation of a feature.
+const SET: u32 = 1 << 17;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Manner {
@@ -66,6 +73,13 @@ enum Who {
     Passed,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drain {
+    No,
+    Finish,
+    Cancel,
+}
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -78,7 +92,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let (mut size, mut map, mut manner) = (1 << 30, 2 << 20, Manner::Right);
-    let (mut device, mut who) = (BDF.to_owned(), Who::Program);
+    let (mut device, mut who, mut drain) = (BDF.to_owned(), Who::Program, Drain::No);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next().ok_or("an option has a value")?;
@@ -105,10 +119,18 @@ fn run() -> Result<()> {
                     _ => return Err("--serve is program, threads, child or passed".into()),
                 }
             }
+            "--drain" => {
+                drain = match value.as_str() {
+                    "finish" => Drain::Finish,
+                    "cancel" => Drain::Cancel,
+                    _ => return Err("--drain is finish or cancel".into()),
+                }
+            }
             _ => return Err(format!("unknown option {word}").into()),
         }
     }
     let mut paging = Paging::new(&device, size, map, manner)?;
+    paging.drain = drain;
     match who {
         Who::Program => paging.fill()?,
         Who::Threads => paging.fill_with_threads()?,
@@ -209,6 +231,8 @@ struct Pager {
 struct Paging {
     /// `None`: somebody else serves.
     pager: Option<Pager>,
+    /// Whether it drains, once.
+    drain: Drain,
     device: File,
     /// Where the registers are in the device's file.
     registers: u64,
@@ -272,8 +296,20 @@ impl Paging {
         pager.map(RECORDS, records.at as u64, PAGE)?;
         pager.attach()?;
         let pager = Some(pager);
-        let paging =
-            Paging { pager, device, registers, portal, place: 0, buffer, records, busy, left, counts, refused: 0 };
+        let paging = Paging {
+            pager,
+            drain: Drain::No,
+            device,
+            registers,
+            portal,
+            place: 0,
+            buffer,
+            records,
+            busy,
+            left,
+            counts,
+            refused: 0,
+        };
         paging.enable()?;
         Ok(paging)
     }
@@ -312,6 +348,10 @@ impl Paging {
                 }
             }
             match &mut self.pager {
+                Some(pager) if pager.counts.requests >= 8 && self.drain != Drain::No => {
+                    let drain = std::mem::replace(&mut self.drain, Drain::No);
+                    pager.drain(drain == Drain::Cancel)?;
+                }
                 Some(pager) => pager.serve()?,
                 None => std::thread::sleep(std::time::Duration::from_millis(1)),
             }
@@ -599,4 +639,53 @@ fn ioctl<T>(file: &File, request: u32, mut value: T) -> std::io::Result<T> {
         ..0 => Err(std::io::Error::last_os_error()),
         _ => Ok(value),
     }
+}
+
+impl Pager {
+    /// A feature of the device with two words; what they are then.
+    fn feature(&self, flags: u32, words: [u32; 2]) -> std::io::Result<[u32; 2]> {
+        let [_, _, first, second] = ioctl(&self.device, FEATURE, [16, flags, words[0], words[1]])?;
+        Ok([first, second])
+    }
+
+    /// SET of a state; the descriptor that came.
+    fn set_state(&self, state: u32) -> std::io::Result<i32> {
+        self.feature(SET | feature::MIG_DEVICE_STATE, [state, 0]).map(|[_, fd]| fd.cast_signed())
+    }
+
+    /// The way to STOP and back, or half of it.
+    fn drain(&mut self, cancel: bool) -> Result<()> {
+        const STOP: u32 = 1;
+        const RUNNING: u32 = 2;
+        const RUNNING_P2P: u32 = 5;
+        self.feature(SET | DRAIN, [1, 0])?;
+        // SAFETY: the call has just made it for us alone.
+        let mut done = unsafe { File::from_raw_fd(self.set_state(RUNNING_P2P)?) };
+        if cancel {
+            // Nobody answers for a while.
+            let early = readable(&done, 20);
+            let stop = self.set_state(STOP).map_err(|error| error.raw_os_error());
+            self.set_state(RUNNING)?;
+            println!("given up: over {early}, STOP was {stop:?}");
+            return Ok(());
+        }
+        while !readable(&done, 0) {
+            self.serve()?;
+        }
+        let mut count = [0; 8];
+        done.read_exact(&mut count)?;
+        self.set_state(STOP)?;
+        let more = readable(&self.faults, 0);
+        self.set_state(RUNNING)?;
+        println!("drained: counted {}, more requests: {more}", u64::from_ne_bytes(count));
+        Ok(())
+    }
+}
+
+/// Whether there is something to read, within so many milliseconds.
+fn readable(file: &File, wait: i32) -> bool {
+    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one structure, for the time of the call.
+    unsafe { libc::poll(&raw mut poll, 1, wait) };
+    poll.revents & libc::POLLIN != 0
 }

@@ -38,6 +38,30 @@ in_each_way! {
     }
 }
 
+in_each_way! {
+    /// MIG-102: in the middle of it the device's page requests are drained, it is
+    /// stopped, and goes on; the eventfd is a real one.
+    fn page_requests_are_drained(way) {
+        drain(way, "finish").said("drained: counted 1, more requests: false");
+    }
+}
+
+/// MIG-094, MIG-102: nobody answers, and the program gives up.
+#[test]
+fn a_drain_is_given_up() {
+    drain(Way::RootNamespaces, "cancel").said("given up: over false, STOP was Err(Some(16))");
+}
+
+fn drain(way: Way, how: &str) -> Outcome {
+    let vfuse = Vfuse::new(way).lab("[vfio]\nunlimited_memlock = true\n").device("dsa,addr=01:00.0,migration=p2p");
+    let mut program = vec![vfuse.place.program(&example("paging")).into_os_string()];
+    program.extend(["--size", "32M", "--map", "64K", "--drain", how].map(Into::into));
+    let outcome = vfuse.run(&program);
+    outcome.succeeded();
+    outcome.said("32 MiB filled and verified; 512 page requests, 512 answered");
+    outcome
+}
+
 /// FAULT-1.5: every second answer is one too many.
 #[test]
 fn answers_come_twice() {
