@@ -50,6 +50,7 @@ fmt: ## format the source
 bench: ## each figure against a floor or a peer measured in the same run
 	@scripts/install demo
 	@cargo build --quiet --release -p vfuse -p vfuse-bench
+	@cargo build --quiet --release -p vfuse-programs --bins
 	@cargo run --quiet --release -p vfuse-bench
 
 conformance: ## how many lines of the fact sheets have a test

@@ -20,6 +20,7 @@ use uapi::vfio::{container, device, group, type1};
 
 use crate::iommufd::client::{Iommufd, Kind};
 use crate::resets::Card;
+use crate::vdpa::client::Vdpa;
 
 /// The word on the command line that makes this program a client.
 pub(crate) const WORD: &str = "client";
@@ -37,6 +38,10 @@ pub(crate) const IOMMUFD_FLOOR: &str = "iommufd-floor";
 pub(crate) const FAULTS: &str = "faults";
 /// A client that has a card of eight functions open.
 pub(crate) const RESETS: &str = "resets";
+/// A client of vhost-vdpa.
+pub(crate) const VDPA: &str = "vdpa";
+/// The same for the bare supervisor.
+pub(crate) const VDPA_FLOOR: &str = "vdpa-floor";
 /// A program with memory that others look at.
 pub(crate) const MEMORY: &str = "memory";
 
@@ -108,6 +113,8 @@ fn open(kind: &str) -> Result<Box<dyn Orders>> {
         IOMMUFD_FLOOR => Box::new(Iommufd::open(Kind::Floor)?),
         FAULTS => Box::new(crate::faults::Faults::open()?),
         RESETS => Box::new(Card::open()?),
+        VDPA => Box::new(Vdpa::open(true)?),
+        VDPA_FLOOR => Box::new(Vdpa::open(false)?),
         MEMORY => Box::new(Memory::new()?),
         _ => bail!("no client is called {kind}"),
     })

@@ -83,8 +83,8 @@ pub(crate) fn start(kind: &str, thorough: bool) -> Result<Client> {
     client.context("the bare supervisor's client")
 }
 
-/// Requests of VFIO, and reads beyond 2^45.
-fn filter() -> [sock_filter; 11] {
+/// Requests of VFIO, reads beyond 2^45, and writes of a message of vhost-vdpa.
+fn filter() -> [sock_filter; 15] {
     let load = |k| sock_filter { code: 0x20, jt: 0, jf: 0, k };
     let and = |k| sock_filter { code: 0x54, jt: 0, jf: 0, k };
     let equal = |k, jt, jf| sock_filter { code: 0x15, jt, jf, k };
@@ -93,12 +93,16 @@ fn filter() -> [sock_filter; 11] {
     let high = (uapi::region::offset(0, 0) >> 32) as u32;
     [
         load(0), // the number
-        equal(libc::SYS_ioctl as u32, 2, 0),
-        equal(libc::SYS_pread64 as u32, 4, 0),
+        equal(libc::SYS_ioctl as u32, 5, 0),
+        equal(libc::SYS_pread64 as u32, 8, 0),
+        equal(libc::SYS_write as u32, 0, 2),
+        load(32), // the length
+        equal(uapi::vhost::MSG_LEN as u32, 7, 0),
         answer(ALLOW),
         load(24), // the request
         and(0xff00),
-        equal(u32::from(uapi::vfio::TYPE) << 8, 2, 3),
+        equal(u32::from(uapi::vfio::TYPE) << 8, 3, 0),
+        answer(ALLOW),
         load(44), // the high half of the offset
         at_least(high, 0, 1),
         answer(NOTIFY),
@@ -175,6 +179,10 @@ fn answer(call: &Notification, bitmap: &mut [u8], thorough: bool) -> i64 {
         copy(call, call.args[1], 4, Way::To);
         return 4;
     }
+    if c_long::from(call.nr) == libc::SYS_write {
+        copy(call, call.args[1], uapi::vhost::MSG_LEN as usize, Way::From);
+        return uapi::vhost::MSG_LEN as i64;
+    }
     match call.args[1] as u32 {
         container::CHECK_EXTENSION => return 1,
         // One copy for each; what Linux writes back the thorough one does, too.
@@ -237,7 +245,7 @@ enum Way {
 }
 
 fn copy(call: &Notification, addr: u64, len: usize, way: Way) {
-    let mut own = [0u64; 8];
+    let mut own = [0u64; 9];
     let len = len.min(size_of_val(&own));
     transfer(call, addr, &mut own.as_mut_bytes()[..len], way);
     std::hint::black_box(&own);

@@ -34,6 +34,7 @@ mod start;
 mod table;
 mod timing;
 mod translation;
+mod vdpa;
 
 use std::process::ExitCode;
 
@@ -42,7 +43,7 @@ use table::Table;
 /// Measures the rows of one group.
 type Group = fn(&mut Table);
 
-const GROUPS: [(&str, Group); 12] = [
+const GROUPS: [(&str, Group); 13] = [
     ("calls", calls::rows),
     ("maps", maps::rows),
     ("translation", translation::rows),
@@ -52,6 +53,7 @@ const GROUPS: [(&str, Group); 12] = [
     ("dsa", accelerator::rows),
     ("faults", faults::rows),
     ("recovery", recovery::rows),
+    ("vdpa", vdpa::rows),
     ("qemu", qemu::rows),
     ("idle", idle::rows),
     ("start", start::rows),

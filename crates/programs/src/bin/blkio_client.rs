@@ -4,7 +4,8 @@
 //! `blkio_client DRIVER PATH verify` writes all of the disk, 32 requests at a
 //! time, reads it back and compares; it also flushes, zeroes and discards.
 //! `blkio_client DRIVER PATH read COUNT` reads so many blocks of 4 KiB, 32 at a
-//! time, and says how many it did in a second.
+//! time, and says how many it did in a second; `cached-read` lets `io_uring`
+//! use the page cache.
 
 use std::env;
 use std::mem::MaybeUninit;
@@ -22,11 +23,12 @@ fn main() {
         [_, driver, path, ..] => (driver, path),
         _ => panic!("usage: blkio_client DRIVER PATH verify|read COUNT"),
     };
-    let mut disk = Disk::open(driver, path);
+    let direct = driver == "io_uring" && arguments.get(3) != Some(&"cached-read");
+    let mut disk = Disk::open(driver, path, direct);
     match arguments[3..] {
         ["verify"] => disk.verify(),
-        ["read", count] => disk.read(count.parse().expect("a count")),
-        _ => panic!("verify or read COUNT"),
+        ["read" | "cached-read", count] => disk.read(count.parse().expect("a count")),
+        _ => panic!("verify, read COUNT or cached-read COUNT"),
     }
 }
 
@@ -44,10 +46,10 @@ fn pattern(number: u64) -> impl Iterator<Item = u8> {
 }
 
 impl Disk {
-    fn open(driver: &str, path: &str) -> Disk {
+    fn open(driver: &str, path: &str, direct: bool) -> Disk {
         let mut blkio = Blkio::new(driver).expect("a driver");
         blkio.set_str("path", path).expect("path");
-        if driver == "io_uring" {
+        if direct {
             blkio.set_bool("direct", true).expect("direct");
         }
         blkio.connect().expect("connected");

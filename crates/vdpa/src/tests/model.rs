@@ -21,6 +21,8 @@ enum Op {
     End(u32),
     Reset,
     Ack(bool),
+    /// Puts the control queue's group into an address space.
+    Group(u32),
     Reopen,
 }
 
@@ -34,6 +36,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0u32..2).prop_map(Op::End),
         2 => Just(Op::Reset),
         2 => any::<bool>().prop_map(Op::Ack),
+        2 => (0u32..2).prop_map(Op::Group),
         1 => Just(Op::Reopen),
     ]
 }
@@ -49,13 +52,15 @@ struct Model {
     device: Vec<Option<Ranges>>,
     batch: Option<u32>,
     acked: bool,
+    /// The address space of group 1.
+    group: u32,
 }
 
 impl Model {
     fn new(spec: &ParentSpec) -> Model {
         let spaces = if spec.mapping == Mapping::Platform { 1 } else { 2 };
-        let mut model =
-            Model { spec: spec.clone(), records: BTreeMap::new(), device: Vec::new(), batch: None, acked: false };
+        let (spec, records, device) = (spec.clone(), BTreeMap::new(), Vec::new());
+        let mut model = Model { spec, records, device, batch: None, acked: false, group: 0 };
         model.device = vec![model.first(); spaces];
         model
     }
@@ -130,6 +135,9 @@ impl Model {
             OnReset::Clean => true,
             OnReset::Keep => false,
         };
+        if !self.spec.keeps_groups {
+            self.group = 0;
+        }
         if cleans && self.spec.compat_reset {
             let first = self.first();
             self.device.fill(first);
@@ -189,6 +197,11 @@ fn check(spec: &ParentSpec, ops: &[Op]) {
                 ack(&mut bench, persist);
                 model.acked = persist;
             }
+            Op::Group(asid) if spec.set_group_asid => {
+                assert_eq!(bench.ring(request::VDPA_SET_GROUP_ASID, 1, asid), Ok(0));
+                model.group = asid;
+            }
+            Op::Group(_) => {}
             Op::Reopen => {
                 bench.reopen();
                 bench.ioctl(request::SET_OWNER, 0).unwrap();
@@ -200,6 +213,15 @@ fn check(spec: &ParentSpec, ops: &[Op]) {
             let ranges = |ranges: &Ranges| ranges.iter().map(|(first, last)| (*first, *last)).collect::<Vec<_>>();
             assert_eq!(bench.records(asid), model.records.get(&asid).map(ranges), "records after {op:?}");
             assert_eq!(bench.reach(asid), device.as_ref().map(ranges), "the device's after {op:?}");
+        }
+        // Its column of SET_GROUP_ASID: no map changes, the group looks elsewhere.
+        if let Some(ranges) =
+            model.device.get(model.group as usize).filter(|_| spec.set_group_asid).and_then(Option::as_ref)
+        {
+            for page in (0..30).map(|page| page * PAGE) {
+                let there = ranges.range(..=page).next_back().is_some_and(|(_, last)| page <= *last);
+                assert_eq!(bench.dma(1, page).is_some(), there, "{page:#x} after {op:?}");
+            }
         }
         let pages: u64 = model.records.values().flatten().map(|(first, last)| (last - first + 1) / PAGE).sum();
         let pinned = if spec.use_va { 0 } else { pages };
