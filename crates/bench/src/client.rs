@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use uapi::vfio::{container, device, group, type1};
 
 use crate::iommufd::client::{Iommufd, Kind};
+use crate::migration::client as streams;
 use crate::resets::Card;
 use crate::vdpa::client::Vdpa;
 
@@ -34,6 +35,8 @@ pub(crate) const IOMMUFD: &str = "iommufd";
 pub(crate) const IOMMUFD_TEST: &str = "iommufd-test";
 /// The same for the bare supervisor.
 pub(crate) const IOMMUFD_FLOOR: &str = "iommufd-floor";
+/// The same with a device that logs what it writes.
+pub(crate) const LOGGING: &str = "logging";
 /// A client that answers page requests.
 pub(crate) const FAULTS: &str = "faults";
 /// A client that has a card of eight functions open.
@@ -111,6 +114,10 @@ fn open(kind: &str) -> Result<Box<dyn Orders>> {
         IOMMUFD => Box::new(Iommufd::open(Kind::Device)?),
         IOMMUFD_TEST => Box::new(Iommufd::open(Kind::Mock)?),
         IOMMUFD_FLOOR => Box::new(Iommufd::open(Kind::Floor)?),
+        LOGGING => Box::new(Iommufd::open(Kind::Logging)?),
+        streams::STREAMS => Box::new(streams::Streams::open()?),
+        streams::FLOOR => Box::new(streams::Streams::pretend()?),
+        streams::PIPES => Box::new(streams::Pipes::new()?),
         FAULTS => Box::new(crate::faults::Faults::open()?),
         RESETS => Box::new(Card::open()?),
         VDPA => Box::new(Vdpa::open(true)?),

@@ -205,9 +205,29 @@ fn answer(call: &Notification, bitmap: &mut [u8], thorough: bool) -> i64 {
             copy(call, call.args[2], len, Way::From);
             copy(call, call.args[2], len, Way::To);
         }
+        device::FEATURE => feature(call, bitmap, thorough),
         _ => {}
     }
     0
+}
+
+/// A device feature: the header and what is behind it come and go. A report of
+/// logged writes ends with the pointer to its bitmap.
+fn feature(call: &Notification, bitmap: &mut [u8], thorough: bool) {
+    let mut own = [0u64; 5];
+    transfer(call, call.args[2], own.as_mut_bytes(), Way::From);
+    let number = (own[0] >> 32) as u32 & 0xffff;
+    if number != device::feature::DMA_LOGGING_REPORT {
+        return copy(call, call.args[2], 16, Way::To);
+    }
+    if thorough {
+        // What is set in the program's stays.
+        let mut old = vec![0; bitmap.len()];
+        transfer(call, own[4], &mut old, Way::From);
+        bitmap.iter_mut().zip(&old).for_each(|(new, old)| *new |= old);
+    }
+    transfer(call, own[4], bitmap, Way::To);
+    bitmap.fill(0);
 }
 
 /// Asks what is mapped where, for a mapping.

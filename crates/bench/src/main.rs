@@ -26,6 +26,7 @@ mod floor;
 mod idle;
 mod iommufd;
 mod maps;
+mod migration;
 mod process;
 mod qemu;
 mod recovery;
@@ -43,7 +44,7 @@ use table::Table;
 /// Measures the rows of one group.
 type Group = fn(&mut Table);
 
-const GROUPS: [(&str, Group); 13] = [
+const GROUPS: [(&str, Group); 14] = [
     ("calls", calls::rows),
     ("maps", maps::rows),
     ("translation", translation::rows),
@@ -54,6 +55,7 @@ const GROUPS: [(&str, Group); 13] = [
     ("faults", faults::rows),
     ("recovery", recovery::rows),
     ("vdpa", vdpa::rows),
+    ("migration", migration::rows),
     ("qemu", qemu::rows),
     ("idle", idle::rows),
     ("start", start::rows),

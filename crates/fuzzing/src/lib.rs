@@ -27,6 +27,7 @@ mod iommufd;
 mod lab;
 mod nvme;
 mod regions;
+mod streams;
 mod sysfs;
 mod vdpa;
 mod virtio;
@@ -45,7 +46,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     Target { name: "container", run: container::run, seeds: container::seeds },
     Target { name: "device", run: device::run, seeds: device::seeds },
     Target { name: "regions", run: regions::run, seeds: regions::seeds },
@@ -62,6 +63,7 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "aer", run: aer::run, seeds: aer::seeds },
     Target { name: "virtio", run: virtio::run, seeds: virtio::seeds },
     Target { name: "vdpa", run: vdpa::run, seeds: vdpa::seeds },
+    Target { name: "streams", run: streams::run, seeds: streams::seeds },
 ];
 
 /// The target of a name.

@@ -85,5 +85,5 @@ macro_rules! targets {
 }
 targets!(
     container, device, regions, iommufd, faults, hwpt, nvme, ioat, dsa, lab, sysfs, fabric, intercept, aer, virtio,
-    vdpa
+    vdpa, streams
 );

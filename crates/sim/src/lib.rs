@@ -5,7 +5,8 @@
 //! Programs drive containers and groups, devices' own nodes and `/dev/iommu`.
 //! [`run`] does random steps and checks the laws after each: no device touches
 //! what is not mapped for it, no program reaches another's memory, each command
-//! completes exactly once or is lost by a reset, interrupts and completions add
+//! completes exactly once or is lost by a reset, also when
+//! the device is moved meanwhile, interrupts and completions add
 //! up, data read is data written, and nothing is left or paid for after the last
 //! close. [`paging`] is the same for page requests. A seed that breaks a law is
 //! replayed and shrunk to the steps that matter.
@@ -14,6 +15,7 @@
 mod client;
 mod driver;
 mod iommufd;
+mod migration;
 mod op;
 mod oracle;
 pub mod paging;
@@ -93,7 +95,7 @@ mod tests {
         // Laws that nothing put to the test would say little.
         assert!(tally.starts > 100 && tally.completions > 1000 && tally.touches > 10_000, "{tally:?}");
         assert!(tally.bound_starts > 50 && tally.bound_maps > 500, "{tally:?}");
-        assert!(tally.errors > 100, "{tally:?}");
+        assert!(tally.errors > 100 && tally.moves > 100, "{tally:?}");
         assert_eq!(run(7).ok(), run(7).ok());
     }
 

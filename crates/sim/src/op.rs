@@ -42,6 +42,10 @@ pub(crate) enum Op {
     Garbage { client: u8, fd: u8, request: u8, seed: u64 },
     /// A read or write at a random place of a device.
     Access { client: u8, fd: u8, region: u8, offset: u16, len: u8, write: bool },
+    /// Any state of migration is set.
+    Migrate { client: u8, fd: u8, target: u8 },
+    /// A device's state goes through its stream and back.
+    Relocate { client: u8, fd: u8 },
     /// Time passes.
     Advance { us: u16 },
     /// A step on `/dev/iommu`.
@@ -144,7 +148,9 @@ impl Op {
             28..=33 => Op::Start { client, fd },
             34..=53 => Op::Submit { client, fd, commands: rng.u8(1..9), kind: rng.u8(..), wild: rng.u8(..4) == 0 },
             54..=65 => Op::Reap { client, fd },
-            66..=86 => Op::Turn { device },
+            66..=82 => Op::Turn { device },
+            83 => Op::Migrate { client, fd, target: if rng.bool() { 2 } else { rng.u8(..9) } },
+            84..=86 => Op::Relocate { client, fd },
             87 => match rng.u8(..4) {
                 0 => Op::Error { device, fatal: true },
                 1 => Op::Error { device, fatal: false },

@@ -48,6 +48,8 @@ pub struct Tally {
     pub maps: usize,
     /// Errors recovered from.
     pub errors: usize,
+    /// Devices moved through their stream.
+    pub moves: usize,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -61,6 +63,7 @@ impl std::ops::AddAssign for Tally {
         self.bound_maps += other.bound_maps;
         self.maps += other.maps;
         self.errors += other.errors;
+        self.moves += other.moves;
     }
 }
 
@@ -80,17 +83,21 @@ model = "nvme"
 addr = "01:00.0"
 size = "256K"
 queues = 2
+migration = "pre-copy-p2p"
+state_size = "70K"
 [[device]]
 model = "nvme"
 addr = "02:00.0"
 size = "256K"
 block_size = 4096
 queues = 2
+migration = "stop-copy"
 [[device]]
 model = "nvme"
 addr = "05:00.0"
 size = "256K"
 queues = 2
+migration = "p2p"
 [[device]]
 model = "nvme"
 addr = "05:00.1"
@@ -149,6 +156,7 @@ impl World {
 
     /// Closes everything; nothing may be left.
     pub(crate) fn finish(&mut self) -> Step {
+        self.resume_all();
         for device in self.devices.clone() {
             self.settle(device)?;
         }
@@ -226,6 +234,7 @@ impl World {
             }
             Op::Submit { client, fd, commands, kind, wild } => {
                 if let Some((_, file)) = self.pick(client, fd, FileKind::VfioDevice)
+                    && !self.is_file_stopped(file)
                     && let Some(driver) = self.drivers.get_mut(&file)
                 {
                     driver.submit(commands, kind, wild);
@@ -234,12 +243,15 @@ impl World {
             }
             Op::Reap { client, fd } => {
                 if let Some((_, file)) = self.pick(client, fd, FileKind::VfioDevice)
+                    && !self.is_file_stopped(file)
                     && let Some(driver) = self.drivers.get_mut(&file)
                 {
                     self.tally.completions += driver.reap()?;
                     return Ok(self.address(file));
                 }
             }
+            Op::Migrate { client, fd, target } => return self.migrate(client, fd, target),
+            Op::Relocate { client, fd } => return self.relocate(client, fd),
             Op::Turn { device } => {
                 let device = self.device(device.into());
                 self.turn(device);
@@ -407,7 +419,7 @@ impl World {
         let _ = self.ioctl(client, fd, 0x3b00 | u32::from(request), &bytes);
     }
 
-    fn close(&mut self, client: usize, fd: i32) {
+    pub(crate) fn close(&mut self, client: usize, fd: i32) {
         match self.client(client).remove(fd) {
             Some(Fd::File(file)) => {
                 self.drivers.remove(&file);
@@ -538,6 +550,17 @@ impl World {
         }
     }
 
+    pub(crate) fn forget_driver(&mut self, file: FileId) {
+        self.drivers.remove(&file);
+    }
+
+    /// Where a device arrives it signals once more what may have been lost.
+    pub(crate) fn moved(&mut self, file: FileId) {
+        if let Some(driver) = self.drivers.get_mut(&file) {
+            driver.moved = true;
+        }
+    }
+
     fn disturb(&mut self, file: FileId) {
         if let Some(driver) = self.drivers.get_mut(&file) {
             driver.disturbed = true;
@@ -599,6 +622,9 @@ impl World {
                 let Some(mover) = mover else {
                     return Err(Broken(format!("{touch:x?} of program {n} by nobody")));
                 };
+                if self.is_stopped(mover) {
+                    return Err(Broken(format!("{mover} has stopped and does {touch:x?} of program {n}")));
+                }
                 if !self.oracle.may(mover, n, &touch) {
                     return Err(Broken(format!("{mover} has no right to {touch:x?} of program {n}")));
                 }

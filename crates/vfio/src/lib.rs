@@ -44,6 +44,7 @@ use binding::Bindings;
 use cdev::Cdevs;
 use container::Container;
 use device::Devices;
+pub use device::MigrationReport;
 use group::Groups;
 use ownership::GroupTable;
 pub use policy::{RecoveryNames, RecoveryPolicy};
@@ -281,6 +282,12 @@ impl Vfio {
     #[must_use]
     pub fn is_open(&self, address: Address) -> bool {
         self.devices.is_open(address) || self.cdevs.is_open(address)
+    }
+
+    /// What an open device's migration is doing; `None` if it does not migrate.
+    #[must_use]
+    pub fn migration(&self, address: Address) -> Option<MigrationReport> {
+        self.devices.migration(address)
     }
 
     /// Asks the device's user to give it back, by the REQ eventfd; whether it

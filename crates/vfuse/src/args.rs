@@ -47,6 +47,9 @@ pub(crate) enum Command {
     AerBridge(AerBridge),
     /// Show what happens in a running lab, one JSON object a line.
     Events(Events),
+    /// Live migration of devices in a running lab.
+    #[command(subcommand)]
+    Migration(MigrationCommand),
     /// The vdpa bus of a running lab.
     #[command(subcommand)]
     Vdpa(VdpaCommand),
@@ -207,6 +210,45 @@ pub(crate) enum AerCommand {
         /// The control socket of the lab.
         #[arg(long, value_name = "SOCKET")]
         control: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MigrationCommand {
+    /// List the devices that migrate: state, stream, what is planned to fail.
+    List {
+        /// The control socket of the lab.
+        #[arg(long, value_name = "SOCKET")]
+        control: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have a device's migration fail from now on.
+    Fail {
+        /// The function, DDDD:BB:DD.F or BB:DD.F.
+        address: pci::Address,
+        /// As `migration_fails` of a lab file, for example
+        /// 'PRE_COPY_P2P>STOP_COPY:before' or stream-breaks:1M.
+        #[arg(required = true)]
+        what: Vec<String>,
+        /// The control socket of the lab.
+        #[arg(long, value_name = "SOCKET")]
+        control: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Nothing of a device's migration fails any more.
+    Mend {
+        /// The function.
+        address: pci::Address,
+        /// The control socket of the lab.
+        #[arg(long, value_name = "SOCKET")]
+        control: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 

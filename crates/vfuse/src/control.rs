@@ -81,6 +81,7 @@ impl Control {
             .route("/v1/reset-groups", get(reset_groups))
             .route("/v1/reset-groups/{address}", get(reset_group))
             .route("/v1/aer/inject", post(inject))
+            .merge(crate::migration::routes())
             .merge(crate::vdpa::routes())
             .merge(events::routes())
             .with_state(shared);
@@ -172,7 +173,7 @@ async fn inject(
     Ok(Json(done.into_iter().map(|injected| injected.address.to_string()).collect()))
 }
 
-fn parse_address(text: &str) -> Result<Address, Refused> {
+pub(crate) fn parse_address(text: &str) -> Result<Address, Refused> {
     text.parse().map_err(|e: pci::AddressError| (StatusCode::BAD_REQUEST, format!("{e}\n")))
 }
 

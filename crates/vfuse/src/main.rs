@@ -9,6 +9,7 @@ mod events;
 mod kernel;
 mod listen;
 mod log;
+mod migration;
 mod platform;
 mod storage;
 mod topology;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Device(DeviceCommand::List { control, json }) => list(control, *json),
         Command::Group(command) => topology::group(command),
         Command::ResetGroup(command) => topology::reset_group(command),
+        Command::Migration(command) => migration::command(command),
         Command::Vdpa(command) => vdpa::command(command),
         Command::Aer(AerCommand::Inject { file, id, control }) => inject(file.as_deref(), *id, control),
         Command::AerBridge(arguments) => bridge::run(arguments),

@@ -16,7 +16,8 @@ use uapi::iommufd::{
 };
 use uapi::iommufd_test::{self as test, TestCmd, op};
 use uapi::vfio::cdev::{AttachIommufdPt, BindIommufd};
-use uapi::vfio::device;
+use uapi::vfio::device::{self, FeatureFlags, feature};
+use uapi::vfio::migration::{LoggingControl, LoggingRange, LoggingReport};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::card::{self, Card};
@@ -61,6 +62,8 @@ pub(crate) enum Kind {
     Device,
     /// The selftest's mock device.
     Mock,
+    /// A device of the lab that logs what it writes.
+    Logging,
     /// The bare supervisor.
     Floor,
 }
@@ -78,10 +81,13 @@ pub(crate) struct Iommufd {
     bitmap: Vec<u64>,
     logged: Option<Logged>,
     swept: u64,
+    /// Asks the device, and not the domain.
+    reports: bool,
 }
 
 /// What a log is about.
 struct Logged {
+    /// 0: the device's own log.
     hwpt: u32,
     card: Option<Card>,
     /// Bytes that are mapped.
@@ -105,12 +111,13 @@ impl Iommufd {
             bitmap: vec![1; (SIZE / PAGE / 64) as usize],
             logged: None,
             swept: 0,
+            reports: kind == Kind::Logging,
         };
         if kind == Kind::Floor {
             return Ok(client);
         }
         client.ioas = client.command(IoasAlloc::default()).context("IOAS_ALLOC")?.out_ioas_id;
-        if kind == Kind::Device {
+        if matches!(kind, Kind::Device | Kind::Logging) {
             let device = node("/dev/vfio/devices/vfio0")?;
             let iommufd = client.iommu.as_raw_fd();
             let mut bind = BindIommufd { argsz: 24, iommufd, ..BindIommufd::default() };
@@ -209,15 +216,40 @@ impl Iommufd {
     }
 
     fn log_device(&mut self) -> Result<Logged> {
+        let hwpt = if self.kind == Kind::Logging { self.start_logging().map(|()| 0)? } else { self.log_domain()? };
+        let memory = private(card::MEMORY as usize)?;
+        self.map(memory, CARD, card::MEMORY.next_multiple_of(PAGE))?;
+        let card = Card::new(self.device.as_ref().context("no device")?, (memory, CARD))?;
+        Ok(Logged { hwpt, card: Some(card), length: 0 })
+    }
+
+    /// The domain's log.
+    fn log_domain(&self) -> Result<u32> {
         let hwpt = self.hwpt(HwptFlags::DIRTY_TRACKING, self.device_id, None)?;
         let device = self.device.as_ref().context("no device")?;
         let mut detach = uapi::vfio::cdev::DetachIommufdPt { argsz: 12, ..Default::default() };
         ioctl(device, device::DETACH_IOMMUFD_PT, (&raw mut detach) as u64).context("DETACH_IOMMUFD_PT")?;
         self.attach(hwpt)?;
-        let memory = private(card::MEMORY as usize)?;
-        self.map(memory, CARD, card::MEMORY.next_multiple_of(PAGE))?;
-        let card = Card::new(self.device.as_ref().context("no device")?, (memory, CARD))?;
-        Ok(Logged { hwpt, card: Some(card), length: 0 })
+        Ok(hwpt)
+    }
+
+    /// The device's own log.
+    fn start_logging(&self) -> Result<()> {
+        let range = LoggingRange { iova: LOGGED, length: SIZE };
+        let ranges = (&raw const range) as u64;
+        let mut control = LoggingControl { page_size: PAGE, num_ranges: 1, reserved: 0, ranges };
+        self.feature(FeatureFlags::SET.bits() | feature::DMA_LOGGING_START, &mut control).context("DMA_LOGGING_START")
+    }
+
+    /// `VFIO_DEVICE_FEATURE` with this behind the header.
+    fn feature<T: IntoBytes + FromBytes + zerocopy::Immutable>(&self, flags: u32, data: &mut T) -> Result<()> {
+        let mut bytes = [0u64; 8];
+        let (header, rest) = bytes.split_at_mut(1);
+        let len = size_of::<T>();
+        header[0] = u64::from(8 + len as u32) | u64::from(flags) << 32;
+        rest.as_mut_bytes()[..len].copy_from_slice(data.as_bytes());
+        ioctl(self.device.as_ref().unwrap_or(&self.iommu), device::FEATURE, bytes.as_mut_ptr() as u64)?;
+        Ok(())
     }
 
     fn log_mock(&mut self) -> Result<Logged> {
@@ -301,6 +333,12 @@ impl Iommufd {
             ioctl(&self.iommu, SetOption::REQUEST, (&raw mut look) as u64).context("OPTION")?;
         }
         let start = Instant::now();
+        if hwpt_id == 0 && self.reports {
+            let mut report = LoggingReport { iova: LOGGED, length, page_size, bitmap: self.bitmap.as_mut_ptr() as u64 };
+            let flags = FeatureFlags::GET.bits() | feature::DMA_LOGGING_REPORT;
+            self.feature(flags, &mut report).context("DMA_LOGGING_REPORT")?;
+            return Ok(start.elapsed().as_nanos() as f64);
+        }
         ioctl(&self.iommu, HwptGetDirtyBitmap::REQUEST, (&raw mut get) as u64).context("GET_DIRTY_BITMAP")?;
         Ok(start.elapsed().as_nanos() as f64)
     }
@@ -320,6 +358,10 @@ impl Orders for Iommufd {
                 Ok(start.elapsed().as_nanos() as f64 / count as f64)
             }
             LARGE => self.large(count).map(|()| 0.0),
+            _ if verb.starts_with("report-") => {
+                self.reports = true;
+                self.obey(verb.trim_start_matches("report-"), count)
+            }
             NONE | SOME | ALL => {
                 let mut times = Vec::new();
                 for _ in 0..count {

@@ -131,7 +131,6 @@ pub(super) fn decode(section: &mut Section) -> Result<Option<Migration>, LabErro
 
 /// A failure as the lab writes it.
 #[must_use]
-#[cfg(test)]
 pub(crate) fn describe(failure: &Failure) -> String {
     let name = |state: u32| STATES.get(state as usize).copied().unwrap_or("?");
     match failure {

@@ -190,6 +190,52 @@ fn a_long_batch() {
     assert!(f.get(OTHER, bytes.len()) == bytes);
 }
 
+/// Descriptors of any kind that come at any time, and an accelerator that is
+/// moved at any time: each is completed once, here or there.
+#[test]
+fn random_moves() {
+    for seed in 1..=40 {
+        let mut random = noise(seed, 4000).into_iter();
+        let mut next = |most: u8| random.next().unwrap_or(0) % most;
+        let mut f = ready(if seed % 2 == 0 { Access::Mapped } else { Access::Trapped });
+        let (mut submitted, mut completed) = (0_u64, 0_u64);
+        let mut sources = Vec::new();
+        f.memory.set(LIST, [moving(DATA, OTHER, 8); 16].as_bytes());
+        for _ in 0..200 {
+            match next(8) {
+                0..3 if submitted < completed + 16 => {
+                    let size = 1 << (3 + u32::from(next(19)));
+                    let descriptor = match next(5) {
+                        0 => Descriptor { source: DATA, size, ..Descriptor::new(opcode::CRC, 0) },
+                        1 => Descriptor { source: 7, destination: OTHER, size, ..Descriptor::new(opcode::FILL, 0) },
+                        2 => Descriptor { source: LIST, size: 16, ..Descriptor::new(opcode::BATCH, 0) },
+                        3 => Descriptor::new(0x7f, 0),
+                        _ => moving(DATA, OTHER, size),
+                    };
+                    f.submit(0, 0, &recorded(submitted % 64, descriptor));
+                    submitted += 1;
+                }
+                0..6 => {
+                    f.bench.turn();
+                }
+                6 => f.bench.endpoint.set_activity([Activity::Running, Activity::Quiesced][usize::from(next(2))], 0),
+                _ => sources.push(f.take_over()),
+            }
+            sources.iter().for_each(|source| {
+                source.turn();
+            });
+            for n in take_records(&f, 64) {
+                assert!((completed..submitted).any(|wanted| wanted % 64 == n), "seed {seed}: {n} once more");
+                completed += 1;
+            }
+        }
+        f.bench.endpoint.set_activity(Activity::Running, 0);
+        f.bench.run();
+        completed += take_records(&f, 64).len() as u64;
+        assert_eq!(completed, submitted, "seed {seed}");
+    }
+}
+
 /// Registers, a command that waits, interrupts and software errors.
 #[test]
 fn registers_and_commands() {

@@ -42,6 +42,7 @@ pub(crate) use feature::Request;
 use gate::Gate;
 pub(crate) use hot_reset::GroupFacts;
 use irqs::Tools;
+pub use migration::MigrationReport;
 use migration::StreamFile;
 use recovery::Access;
 use slow_reset::SlowResets;
@@ -409,6 +410,11 @@ impl Devices {
     /// The device that a file is of.
     pub(crate) fn address(&self, file: FileId) -> Option<Address> {
         self.files.get(&file).copied()
+    }
+
+    /// What an open device's migration is doing.
+    pub(crate) fn migration(&self, address: Address) -> Option<MigrationReport> {
+        self.open.get(&address)?.migration_report()
     }
 
     /// Whether a program has the device open.

@@ -8,7 +8,7 @@ use uapi::Errno;
 use super::fsm::{self, State};
 use super::loading::Loading;
 use super::saving::Saving;
-use super::{Migration, Session, Stream, failures, stream};
+use super::{Migration, Session, Stream};
 
 impl Migration {
     /// Goes from state to state until `target` is reached or an arc fails,
@@ -34,7 +34,7 @@ impl Migration {
         self.pass(now);
         let failure = planned(board, self, from, to);
         let result = match failure {
-            None => self.go(to, board, now),
+            None => self.go(to, now),
             Some(Stage::Before) => Err(Errno::EIO),
             Some(Stage::Middle) => {
                 self.session = None;
@@ -67,18 +67,18 @@ impl Migration {
         }
     }
 
-    fn go(&mut self, to: State, board: &Board, now: Nanos) -> Result<bool, Errno> {
+    fn go(&mut self, to: State, now: Nanos) -> Result<bool, Errno> {
         use State::{PreCopy, PreCopyP2p, Resuming, Running, RunningP2p, Stop, StopCopy};
 
         match (self.state, to) {
             (Stop, StopCopy) => {
-                self.save(board, now);
+                self.save(now);
                 self.finish_saving(now);
                 self.state = to;
                 Ok(true)
             }
             (Running, PreCopy) | (RunningP2p, PreCopyP2p) => {
-                self.save(board, now);
+                self.save(now);
                 self.enter(to, now);
                 Ok(true)
             }
@@ -89,9 +89,8 @@ impl Migration {
             }
             (Stop, Resuming) => {
                 self.memory.ensure(now);
-                let limits = stream::Limits::of(failures(board, self.address));
                 let stream = Stream::Loading(Loading::new(self.hello.clone()));
-                self.session = Some(Session { file: None, readiness: None, stream, limits });
+                self.session = Some(Session { file: None, readiness: None, stream, until: None });
                 self.state = to;
                 Ok(true)
             }
@@ -113,11 +112,10 @@ impl Migration {
         }
     }
 
-    fn save(&mut self, board: &Board, now: Nanos) {
+    fn save(&mut self, now: Nanos) {
         self.memory.ensure(now);
         let saving = Saving::new(self.hello.clone(), &mut self.memory, self.reinit_after);
-        let limits = stream::Limits::of(failures(board, self.address));
-        self.session = Some(Session { file: None, readiness: None, stream: Stream::Saving(saving), limits });
+        self.session = Some(Session { file: None, readiness: None, stream: Stream::Saving(saving), until: None });
     }
 
     /// The device stands still: its registers belong to the stream.
@@ -144,7 +142,7 @@ impl Migration {
 /// What the lab has planned for an arc; counted.
 fn planned(board: &mut Board, migration: &Migration, from: State, to: State) -> Option<Stage> {
     let failures = &mut board.slots.get_mut(&migration.address)?.migration.as_mut()?.failures;
-    failures.iter_mut().find_map(|failure| match failure {
+    let stage = failures.iter_mut().find_map(|failure| match failure {
         Failure::Arc { from: f, to: t, at, times } if (*f, *t) == (from as u32, to as u32) && *times > 0 => {
             if *times != u32::MAX {
                 *times -= 1;
@@ -152,5 +150,7 @@ fn planned(board: &mut Board, migration: &Migration, from: State, to: State) -> 
             Some(*at)
         }
         _ => None,
-    })
+    });
+    failures.retain(|failure| !matches!(failure, Failure::Arc { times: 0, .. }));
+    stage
 }

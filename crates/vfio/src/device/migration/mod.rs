@@ -40,6 +40,17 @@ use memory::DeviceMemory;
 use saving::Saving;
 pub(super) use stream::StreamFile;
 
+/// What an open device's migration is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MigrationReport {
+    /// The state, as Linux's documentation calls it.
+    pub state: &'static str,
+    /// What the stream does that is open, and bytes so far.
+    pub stream: Option<(&'static str, u64)>,
+    /// It notes which pages it writes.
+    pub logging: bool,
+}
+
 /// The migration of an open device.
 #[derive(Debug)]
 pub(super) struct Migration {
@@ -70,7 +81,8 @@ struct Session {
     file: Option<FileId>,
     readiness: Option<Arc<dyn Readiness>>,
     stream: Stream,
-    limits: stream::Limits,
+    /// When a transfer that the lab makes wait may go on.
+    until: Option<Nanos>,
 }
 
 #[derive(Debug)]
@@ -103,6 +115,14 @@ impl Migration {
             drain: None,
             hello: hello(endpoint, &identity),
         })
+    }
+
+    fn report(&self) -> MigrationReport {
+        let stream = self.session.as_ref().map(|session| match &session.stream {
+            Stream::Saving(saving) => ("saving", saving.given()),
+            Stream::Loading(loading) => ("resuming", loading.taken()),
+        });
+        MigrationReport { state: self.state.name(), stream, logging: self.logging.is_some() }
     }
 
     /// The state that GET reports.
@@ -170,6 +190,11 @@ impl super::state::Device {
     /// The state of its migration; `None` if it does not migrate.
     pub(super) fn migration_state(&self) -> Option<State> {
         self.migration.as_ref().map(Migration::state)
+    }
+
+    /// What its migration is doing; `None` if it does not migrate.
+    pub(crate) fn migration_report(&self) -> Option<MigrationReport> {
+        self.migration.as_ref().map(Migration::report)
     }
 
     /// A reset that Linux's drivers are told of.

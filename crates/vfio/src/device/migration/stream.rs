@@ -2,15 +2,15 @@
 //! Files of streams: read, write, and the pre-copy information (MIG-023 to
 //! MIG-044).
 
-use ::device::Nanos;
 use ::device::migration::Failure;
+use ::device::{Board, Nanos};
 use caller::{Caller, FileId, Reply, Wait};
 use uapi::Errno;
 use uapi::vfio::migration::{MIG_GET_PRECOPY_INFO, PRECOPY_INFO_REINIT, PrecopyInfo};
 
 use super::fsm::State;
 use super::saving::Ready;
-use super::{Migration, Session, Stream};
+use super::{Migration, Session, Stream, failures};
 use crate::{Context, args};
 
 /// An open stream's file. It may outlive its session, and its device.
@@ -23,13 +23,11 @@ pub(in crate::device) struct StreamFile {
 }
 
 /// What the lab makes of a stream.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Limits {
+#[derive(Debug, Default)]
+struct Limits {
     breaks: Option<u64>,
     ends: Option<u64>,
     slow: Nanos,
-    /// When what waits may go on.
-    until: Option<Nanos>,
     refuses: bool,
 }
 
@@ -43,7 +41,7 @@ pub(in crate::device) enum Moved {
 }
 
 impl Limits {
-    pub(super) fn of(failures: &[Failure]) -> Limits {
+    fn of(failures: &[Failure]) -> Limits {
         let mut limits = Limits::default();
         for failure in failures {
             match failure {
@@ -57,23 +55,13 @@ impl Limits {
         limits
     }
 
-    /// The time that a transfer has to wait for.
-    fn wait(&mut self, now: Nanos) -> Option<Nanos> {
-        if self.slow == 0 {
+    /// The time that a transfer has to wait for; `until` is kept meanwhile.
+    fn wait(&self, until: &mut Option<Nanos>, now: Nanos) -> Option<Nanos> {
+        if self.slow == 0 || until.is_some_and(|until| now >= until) {
+            *until = None;
             return None;
         }
-        match self.until {
-            Some(until) if now >= until => {
-                self.until = None;
-                None
-            }
-            Some(until) => Some(until),
-            None => {
-                let until = now.saturating_add(self.slow);
-                self.until = Some(until);
-                Some(until)
-            }
-        }
+        Some(*until.get_or_insert(now.saturating_add(self.slow)))
     }
 
     /// How many of `len` bytes may be moved after `done`: `EIO` where the
@@ -109,21 +97,22 @@ impl Migration {
     pub(in crate::device) fn read(
         &mut self,
         file: FileId,
-        buf: u64,
-        len: u64,
+        (buf, len): (u64, u64),
         caller: &dyn Caller,
+        board: &Board,
         now: Nanos,
     ) -> Result<Moved, Errno> {
         self.session_of(file)?;
         if len == 0 {
             return Ok(Moved::Bytes(0));
         }
+        let limits = Limits::of(failures(board, self.address));
         self.pass(now);
         let (state, memory) = (self.state, &mut self.memory);
-        let Some(Session { stream: Stream::Saving(saving), limits, .. }) = &mut self.session else {
+        let Some(Session { stream: Stream::Saving(saving), until, .. }) = &mut self.session else {
             return Err(Errno::EBADF);
         };
-        if let Some(until) = limits.wait(now) {
+        if let Some(until) = limits.wait(until, now) {
             return Ok(Moved::NotBefore(until));
         }
         let mut done = 0;
@@ -163,20 +152,21 @@ impl Migration {
     pub(in crate::device) fn write(
         &mut self,
         file: FileId,
-        buf: u64,
-        len: u64,
+        (buf, len): (u64, u64),
         caller: &dyn Caller,
+        board: &Board,
         now: Nanos,
     ) -> Result<Moved, Errno> {
         self.session_of(file)?;
         if len == 0 {
             return Ok(Moved::Bytes(0));
         }
+        let limits = Limits::of(failures(board, self.address));
         let (address, memory) = (self.address, &mut self.memory);
-        let Some(Session { stream: Stream::Loading(loading), limits, .. }) = &mut self.session else {
+        let Some(Session { stream: Stream::Loading(loading), until, .. }) = &mut self.session else {
             return Err(Errno::EBADF);
         };
-        if let Some(until) = limits.wait(now) {
+        if let Some(until) = limits.wait(until, now) {
             return Ok(Moved::NotBefore(until));
         }
         if limits.refuses {
@@ -256,8 +246,8 @@ impl crate::device::Devices {
         let device = self.open.get_mut(&stream.address);
         let migration = device.and_then(|device| device.migration.as_mut()).ok_or(Errno::ENODEV)?;
         let moved = match write {
-            true => migration.write(file, buf, len, cx.caller, now)?,
-            false => migration.read(file, buf, len, cx.caller, now)?,
+            true => migration.write(file, (buf, len), cx.caller, cx.board, now)?,
+            false => migration.read(file, (buf, len), cx.caller, cx.board, now)?,
         };
         Ok(match moved {
             Moved::Bytes(bytes) => Reply::Value(bytes),

@@ -19,17 +19,17 @@ pub(super) const GET: u32 = 1 << 16;
 pub(super) const SET: u32 = 1 << 17;
 const PROBE: u32 = 1 << 18;
 
-const ERROR: u32 = 0;
-const STOP: u32 = 1;
-const RUNNING: u32 = 2;
-const STOP_COPY: u32 = 3;
-const RESUMING: u32 = 4;
+pub(super) const ERROR: u32 = 0;
+pub(super) const STOP: u32 = 1;
+pub(super) const RUNNING: u32 = 2;
+pub(super) const STOP_COPY: u32 = 3;
+pub(super) const RESUMING: u32 = 4;
 const RUNNING_P2P: u32 = 5;
 const PRE_COPY: u32 = 6;
 const PRE_COPY_P2P: u32 = 7;
 
 /// Everything there is, with a little memory.
-fn full() -> Migration {
+pub(super) fn full() -> Migration {
     Migration { p2p: true, pre_copy: true, state_size: 3 << 20, ..Migration::default() }
 }
 
@@ -55,7 +55,7 @@ fn state(bytes: &[u8]) -> MigState {
     zerocopy::FromBytes::read_from_bytes(bytes).unwrap()
 }
 
-fn get(rig: &mut Rig) -> u32 {
+pub(super) fn get(rig: &mut Rig) -> u32 {
     let junk = MigState { device_state: 99, data_fd: 99 };
     let mig = state(&feature(rig, GET | 2, junk.as_bytes()).unwrap());
     assert_eq!(mig.data_fd, -1);
@@ -63,7 +63,7 @@ fn get(rig: &mut Rig) -> u32 {
 }
 
 /// SET; the descriptor.
-fn set(rig: &mut Rig, target: u32) -> Result<i32, Errno> {
+pub(super) fn set(rig: &mut Rig, target: u32) -> Result<i32, Errno> {
     let asked = MigState { device_state: target, data_fd: 99 };
     match feature(rig, SET | 2, asked.as_bytes()) {
         Ok(after) => {
@@ -78,12 +78,12 @@ fn set(rig: &mut Rig, target: u32) -> Result<i32, Errno> {
     }
 }
 
-fn file(rig: &Rig, fd: i32) -> FileId {
+pub(super) fn file(rig: &Rig, fd: i32) -> FileId {
     caller::Caller::file(&rig.lab.client, fd).unwrap().unwrap()
 }
 
 /// SET to a state with a stream; its file.
-fn open(rig: &mut Rig, target: u32) -> FileId {
+pub(super) fn open(rig: &mut Rig, target: u32) -> FileId {
     let fd = set(rig, target).unwrap();
     assert!(fd >= 0);
     file(rig, fd)
@@ -103,11 +103,11 @@ fn read_at(rig: &mut Rig, file: FileId, offset: u64, len: u64) -> Result<Vec<u8>
     Ok(rig.lab.client.get_bytes(buf, done as usize))
 }
 
-fn read(rig: &mut Rig, file: FileId, len: u64) -> Result<Vec<u8>, Errno> {
+pub(super) fn read(rig: &mut Rig, file: FileId, len: u64) -> Result<Vec<u8>, Errno> {
     read_at(rig, file, 0, len)
 }
 
-fn write(rig: &mut Rig, file: FileId, data: &[u8]) -> Result<u64, Errno> {
+pub(super) fn write(rig: &mut Rig, file: FileId, data: &[u8]) -> Result<u64, Errno> {
     let buf = rig.lab.client.put_bytes(data);
     let (vfio, mut cx) = rig.lab.parts();
     moved(vfio.transfer_stream(file, (0, buf, data.len() as u64), true, &mut cx))
@@ -123,7 +123,7 @@ fn take(rig: &mut Rig, file: FileId, len: usize) -> Vec<u8> {
 }
 
 /// Everything until the end, in pieces.
-fn drain(rig: &mut Rig, file: FileId, piece: u64) -> Vec<u8> {
+pub(super) fn drain(rig: &mut Rig, file: FileId, piece: u64) -> Vec<u8> {
     let mut all = Vec::new();
     loop {
         let part = read(rig, file, piece).unwrap();
@@ -545,6 +545,26 @@ fn streams_fail_on_demand() {
     let resuming = open(&mut target, RESUMING);
     assert_eq!(write(&mut target, resuming, &cut), Ok(64));
     assert_eq!(write(&mut target, resuming, &cut[64..]), Err(Errno::EIO));
+}
+
+/// MIG-029: what is planned while a stream is open holds for it at once, and no
+/// longer than it is planned.
+#[test]
+fn an_open_stream_breaks() {
+    let mut rig = rig(full());
+    let file = open(&mut rig, STOP_COPY);
+    assert_eq!(read(&mut rig, file, 4096).map(|b| b.len()), Ok(4096));
+    plan(&mut rig, Failure::StreamBreaks(5000));
+    assert_eq!(read(&mut rig, file, 4096).map(|b| b.len()), Ok(904));
+    assert_eq!(read(&mut rig, file, 4096), Err(Errno::EIO));
+    plan(&mut rig, Failure::StreamEnds(100));
+    assert_eq!(read(&mut rig, file, 4096), Ok(vec![]));
+    rig.lab.board.slots.get_mut(&ADDRESS).unwrap().migration.as_mut().unwrap().failures.clear();
+    assert_eq!(read(&mut rig, file, 4096).map(|b| b.len()), Ok(4096));
+    // What has failed so often as it was to is planned no more.
+    plan(&mut rig, Failure::Arc { from: STOP_COPY, to: STOP, at: Stage::Before, times: 1 });
+    assert_eq!(set(&mut rig, STOP), Err(Errno::EIO));
+    assert!(rig.lab.board.slots[&ADDRESS].migration.as_ref().unwrap().failures.is_empty());
 }
 
 /// MIG-046, MIG-047, MIG-049, MIG-100: in RUNNING_P2P the device answers and starts

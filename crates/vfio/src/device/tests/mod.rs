@@ -10,6 +10,7 @@ mod ioeventfd;
 mod irqs;
 mod logging;
 mod migration;
+mod migration_random;
 mod open;
 mod peer;
 mod random;
