@@ -235,7 +235,7 @@ fn work(side: &mut Side, model: usize) {
             for (word, value) in
                 [(wqcfg::SIZE, 16), (wqcfg::MODE, wqcfg::DEDICATED | 1 << 4), (wqcfg::LIMITS, 31 | 5 << 5)]
             {
-                side.store(0, dsa::WQCFG + 4 * word as u64, &(value as u32).to_le_bytes());
+                side.store(0, dsa::WQCFG + 4 * word as u64, &value.to_le_bytes());
             }
             side.store(0, dsa::GRPCFG, &1_u32.to_le_bytes());
             side.store(0, dsa::GRPCFG + dsa::GROUP_ENGINES, &1_u32.to_le_bytes());
