@@ -16,13 +16,16 @@ const REGISTERS: u64 = 0x10_0000;
 const MEMORY: u64 = 0x20_0000;
 const SIZE: u64 = 0x2000;
 
+/// What was stored, and where.
+type Stores = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
+
 /// BAR 0 has a doorbell at 0 and registers that keep what is stored; BAR 2 is
 /// memory. While it runs it rings the other device's doorbell once a turn.
 #[derive(Default)]
 struct Talker {
     rings: Arc<AtomicU64>,
     talks: bool,
-    stores: Arc<Mutex<Vec<(u64, Vec<u8>)>>>,
+    stores: Stores,
     memory: Vec<u8>,
 }
 
@@ -122,7 +125,7 @@ impl DeviceFile for File {
 struct Place {
     endpoint: Arc<Endpoint>,
     rings: Arc<AtomicU64>,
-    stores: Arc<Mutex<Vec<(u64, Vec<u8>)>>>,
+    stores: Stores,
     space: Arc<AddressSpace>,
 }
 

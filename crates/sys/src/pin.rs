@@ -102,7 +102,7 @@ impl Pinner {
                 Some(device) => device.peer(offset, stop - at)?,
                 None => None,
             };
-            let kind = if let Some((memory, offset)) = peer {
+            let kind = if let Some(Pinned { memory, offset }) = peer {
                 Kind::Peer(memory, offset)
             } else if vma.shared && vma.inode != 0 {
                 match self.files.memory(process, &vma, offset, stop - at, write)? {

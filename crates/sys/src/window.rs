@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
+use caller::Pinned;
 use device::{DeviceFile, DeviceFiles, NoDeviceFile, RegionLayout, Window};
 use iommu::Memory;
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, fstat, ftruncate, memfd_create, seek};
@@ -153,7 +154,7 @@ impl Memfd {
     /// What a device reaches by a program's mapping of `len` bytes at `offset`
     /// of the file, and where in it: `EFAULT` where no BAR can be touched.
     /// `None`: a file of which nothing is known but its pages.
-    pub(crate) fn peer(&self, offset: u64, len: u64) -> Result<Option<(Arc<dyn Memory>, u64)>, Errno> {
+    pub(crate) fn peer(&self, offset: u64, len: u64) -> Result<Option<Pinned>, Errno> {
         let within = offset.checked_sub(self.base).ok_or(Errno::EFAULT)?;
         let bar = usize::try_from(within >> BAR_SHIFT).map_err(|_| Errno::EFAULT)?;
         let Some(peer) = self.peers.get(bar).ok_or(Errno::EFAULT)?.get() else { return Ok(None) };
@@ -163,7 +164,7 @@ impl Memfd {
         if end > round_to_pages(window.len as u64).ok_or(Errno::EFAULT)? || !self.state().accessible {
             return Err(Errno::EFAULT);
         }
-        Ok(Some((Arc::clone(peer), within)))
+        Ok(Some(Pinned { memory: Arc::clone(peer), offset: within }))
     }
 
     /// Device and inode number, as `stat` gives them: what tells a program's
