@@ -41,7 +41,7 @@ in_each_way! {
     }
 }
 
-/// VNET-5.5, VDPA-8.10, T4: without IOTLB_PERSIST a device that wipes does not
+/// VNET-5, VDPA-8.10, T4: without IOTLB_PERSIST a device that wipes does not
 /// find its ring after a reset, and one behind the platform's IOMMU does.
 #[test]
 fn rust_vmm_without_persist() {
