@@ -467,6 +467,9 @@ impl Endpoint {
                 }
             });
         }
+        drop(model);
+        // It may have been in the way of a turn.
+        self.kick();
         Some(Ok(data))
     }
 

@@ -59,21 +59,30 @@ impl std::error::Error for Failure {}
 
 /// Runs one seed.
 pub fn run(seed: u64) -> Result<Tally, Box<Failure>> {
+    run_steps(seed, Op::random, play)
+}
+
+/// What came of steps: what happened, or which broke a law, and which law.
+type Played<T> = Result<T, (usize, Broken)>;
+
+/// Runs one seed's steps. If they break a law, they are shrunk.
+fn run_steps<T, S: Clone + std::fmt::Debug>(
+    seed: u64,
+    random: fn(&mut fastrand::Rng) -> S,
+    play: fn(u64, &[S]) -> Played<T>,
+) -> Result<T, Box<Failure>> {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let steps: Vec<Op> = (0..STEPS).map(|_| Op::random(&mut rng)).collect();
-    match play(seed, &steps) {
-        Ok(tally) => Ok(tally),
-        Err((_, Broken(law))) => {
-            let steps = shrink::shrink(&steps, |steps| play(seed, steps).err().map(|(at, _)| at));
-            let law = play(seed, &steps).err().map_or(law, |(_, Broken(law))| law);
-            Err(Box::new(Failure { seed, law, steps: steps.iter().map(|op| format!("{op:?}")).collect() }))
-        }
-    }
+    let steps: Vec<S> = (0..STEPS).map(|_| random(&mut rng)).collect();
+    play(seed, &steps).map_err(|(_, Broken(law))| {
+        let steps = shrink::shrink(&steps, |steps| play(seed, steps).err().map(|(at, _)| at));
+        let law = play(seed, &steps).err().map_or(law, |(_, Broken(law))| law);
+        Box::new(Failure { seed, law, steps: steps.iter().map(|op| format!("{op:?}")).collect() })
+    })
 }
 
 /// Plays steps; the index of the one that broke a law (the number of steps, if
 /// it was the end).
-fn play(seed: u64, steps: &[Op]) -> Result<Tally, (usize, Broken)> {
+fn play(seed: u64, steps: &[Op]) -> Played<Tally> {
     let mut world = World::new(seed).map_err(|broken| (0, broken))?;
     for (n, op) in steps.iter().enumerate() {
         world.step(op).map_err(|broken| (n, broken))?;

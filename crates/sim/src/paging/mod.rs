@@ -14,8 +14,7 @@ mod world;
 use op::Op;
 use world::World;
 
-use crate::world::Broken;
-use crate::{Failure, STEPS, shrink};
+use crate::{Failure, Played, run_steps};
 
 /// How much really happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,19 +43,10 @@ impl std::ops::AddAssign for Tally {
 
 /// Runs one seed.
 pub fn run(seed: u64) -> Result<Tally, Box<Failure>> {
-    let mut rng = fastrand::Rng::with_seed(seed);
-    let steps: Vec<Op> = (0..STEPS).map(|_| Op::random(&mut rng)).collect();
-    match play(seed, &steps) {
-        Ok(tally) => Ok(tally),
-        Err((_, Broken(law))) => {
-            let steps = shrink::shrink(&steps, |steps| play(seed, steps).err().map(|(at, _)| at));
-            let law = play(seed, &steps).err().map_or(law, |(_, Broken(law))| law);
-            Err(Box::new(Failure { seed, law, steps: steps.iter().map(|op| format!("{op:?}")).collect() }))
-        }
-    }
+    run_steps(seed, Op::random, play)
 }
 
-fn play(seed: u64, steps: &[Op]) -> Result<Tally, (usize, Broken)> {
+fn play(seed: u64, steps: &[Op]) -> Played<Tally> {
     let mut world = World::new(seed).map_err(|broken| (0, broken))?;
     for (n, op) in steps.iter().enumerate() {
         world.step(op).map_err(|broken| (n, broken))?;
@@ -68,6 +58,7 @@ fn play(seed: u64, steps: &[Op]) -> Result<Tally, (usize, Broken)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::STEPS;
 
     /// FAULT-3.1, FAULT-5.9
     #[test]
