@@ -17,6 +17,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use caller::FileId;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
@@ -52,6 +53,8 @@ struct Table {
     /// Inodes on which something was closed whose lock was not gone yet:
     /// Linux queues the event a moment before it drops the lock.
     settling: Vec<InodeId>,
+    /// How often they were looked at since the last event.
+    looks: u32,
     /// There has been a queue.
     queues: bool,
     stand_ins: StandIns,
@@ -269,6 +272,7 @@ impl Files {
     pub(crate) fn take_closed(&mut self) -> Vec<FileId> {
         let table = self.table.get_mut();
         let mut look = std::mem::take(&mut table.settling);
+        let settling = look.len();
         let mut all = false;
         let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
@@ -287,6 +291,7 @@ impl Files {
         if all {
             look = table.inodes.keys().copied().collect();
         }
+        table.looks = if look.len() == settling { table.looks.saturating_add(1) } else { 0 };
         if look.is_empty() {
             return Vec::new();
         }
@@ -326,9 +331,12 @@ impl Files {
         table.shared > 0 || !table.settling.is_empty()
     }
 
-    /// Whether an event came before its lock was gone: look again soon.
-    pub(crate) fn is_settling(&self) -> bool {
-        !self.table.borrow().settling.is_empty()
+    /// An event came before its lock was gone: when to look again. Soon, then
+    /// ever later, for the event may have been that of a description which was
+    /// opened again (`/proc/self/fd`), after which no lock goes.
+    pub(crate) fn settle_pause(&self) -> Option<Duration> {
+        let table = self.table.borrow();
+        (!table.settling.is_empty()).then(|| Duration::from_millis(1 << table.looks.min(6)))
     }
 
     /// Every file that is still open.
@@ -446,8 +454,11 @@ mod tests {
         assert!(!files.must_look());
         drop(std::fs::File::open(proc_fd(&description)).unwrap());
         assert!(files.take_closed().is_empty());
-        assert!(files.is_settling() && files.must_look());
-        assert!(files.take_closed().is_empty());
+        assert!(files.settle_pause() == Some(Duration::from_millis(1)) && files.must_look());
+        for _ in 0..10 {
+            assert!(files.take_closed().is_empty());
+        }
+        assert_eq!(files.settle_pause(), Some(Duration::from_millis(64)), "an idle program costs little");
         assert!(files.must_look(), "inotify may merge its events");
         drop(description);
         assert_eq!(files.take_closed(), [FileId(9)]);

@@ -84,10 +84,9 @@ impl Side<'_> {
         let mut abandoned = false;
         let mut events = Vec::with_capacity(16);
         while !(abandoned && verdict.status.is_some()) {
-            let soon = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
             let state = self.shared.lock();
-            let patience = state.parked.patience().and_then(|wait| Timespec::try_from(wait).ok());
-            let timeout = if state.files.is_settling() { Some(soon) } else { patience };
+            let wait = state.files.settle_pause().into_iter().chain(state.parked.patience()).min();
+            let timeout = wait.and_then(|wait| Timespec::try_from(wait).ok());
             drop(state);
             events.clear();
             match epoll::wait(&poller, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
