@@ -23,9 +23,12 @@ fn script(rest: &str) -> String {
     )
 }
 
-/// QEMU's options for the device at this node.
-fn device(node: usize, netdev: &str, device: &str) -> [String; 8] {
+/// QEMU's options for the device at this node, behind a port: there it has a
+/// function level reset.
+fn device(node: usize, netdev: &str, device: &str) -> [String; 10] {
     [
+        "-device".into(),
+        "pcie-root-port,id=rp0,addr=5,chassis=1".into(),
         "-object".into(),
         "memory-backend-memfd,id=ram,size=512M,share=on".into(),
         "-machine".into(),
@@ -33,7 +36,7 @@ fn device(node: usize, netdev: &str, device: &str) -> [String; 8] {
         "-netdev".into(),
         format!("vhost-vdpa,vhostdev=/dev/vhost-vdpa-{node},id=n0{netdev}"),
         "-device".into(),
-        format!("virtio-net-pci,netdev=n0,mac=02:00:00:00:07:02,addr=5{device}"),
+        format!("virtio-net-pci,netdev=n0,mac=02:00:00:00:07:02,bus=rp0{device}"),
     ]
 }
 
@@ -63,10 +66,10 @@ fn a_guest_comes_back_after_resets_and_reboots() {
         for round in $(seq {ROUNDS}); do
             echo boot$boot-pass$round=$(pass)
             [ $boot = 1 ] || break
-            device=$(basename $(readlink -f /sys/class/net/eth0/device))
-            echo $device > /sys/bus/virtio/drivers/virtio_net/unbind
-            echo 1 > /sys/bus/pci/devices/0000:00:05.0/reset && echo reset$round=ok
-            echo $device > /sys/bus/virtio/drivers/virtio_net/bind
+            device=$(readlink -f /sys/class/net/eth0/device)
+            echo ${{device##*/}} > /sys/bus/virtio/drivers/virtio_net/unbind
+            echo 1 > ${{device%/*}}/reset && echo reset$round=ok
+            echo ${{device##*/}} > /sys/bus/virtio/drivers/virtio_net/bind
             up 2
         done
         [ $boot = 2 ] || reboot -f"
