@@ -48,7 +48,7 @@ fmt: ## format the source
 	cargo fmt
 
 bench: ## each figure against a floor or a peer measured in the same run
-	@scripts/install demo
+	@scripts/install test
 	@cargo build --quiet --release -p vfuse -p vfuse-bench
 	@cargo build --quiet --release -p vfuse-programs --bins
 	@cargo run --quiet --release -p vfuse-bench
