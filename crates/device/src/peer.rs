@@ -82,6 +82,12 @@ impl Inbox {
 }
 
 impl State {
+    /// The mapped bytes of an access.
+    fn mapped(&self, bar: usize, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
+        let window = self.windows.get(bar)?.as_ref()?;
+        window.slice().subslice(usize::try_from(offset).ok()?, len).ok()
+    }
+
     fn take(&mut self) -> VecDeque<Post> {
         self.bytes = 0;
         std::mem::take(&mut self.posts)
@@ -110,11 +116,6 @@ impl PeerBar {
     }
 }
 
-/// The mapped bytes of an access.
-fn mapped(window: &Arc<dyn Window>, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
-    window.slice().subslice(usize::try_from(offset).ok()?, len).ok()
-}
-
 impl Memory for PeerBar {
     fn slice(&self, _offset: u64, _len: usize) -> Option<VolatileSlice<'_>> {
         None
@@ -126,8 +127,7 @@ impl Memory for PeerBar {
             return Err(MemoryFault);
         }
         let state = endpoint.inbox().lock();
-        let window = state.windows.get(self.bar).and_then(Option::as_ref);
-        match (state.answering, window.and_then(|window| mapped(window, offset, to.len()))) {
+        match (state.answering, state.mapped(self.bar, offset, to.len())) {
             (Answering::Nobody, _) => return Err(MemoryFault),
             (Answering::Stopped, _) => return to.write_slice(&vec![0; to.len()], 0).map_err(|_| MemoryFault),
             (Answering::Device, Some(from)) if self.memory => {
@@ -142,8 +142,7 @@ impl Memory for PeerBar {
         }
         // It is in a turn, which may be what asks.
         let state = endpoint.inbox().lock();
-        let window = state.windows.get(self.bar).and_then(Option::as_ref);
-        match (state.answering, window.and_then(|window| mapped(window, offset, to.len()))) {
+        match (state.answering, state.mapped(self.bar, offset, to.len())) {
             (Answering::Device, Some(from)) => {
                 from.copy_to_volatile_slice(*to);
                 Ok(())
@@ -163,9 +162,8 @@ impl Memory for PeerBar {
             tracing::debug!(name: "p2p_lost", target: "vfuse::p2p", bar = self.bar, offset, len = data.len(), stopped);
             return Ok(());
         }
-        let window = state.windows.get(self.bar).and_then(Option::as_ref);
         if self.memory
-            && let Some(to) = window.and_then(|window| mapped(window, offset, data.len()))
+            && let Some(to) = state.mapped(self.bar, offset, data.len())
         {
             from.copy_to_volatile_slice(to);
             return Ok(());

@@ -164,6 +164,19 @@ fn file_is_whole(vfuse: &Vfuse, report: &GuestReport, disk: &Path) {
     assert!(tool("sha256sum", [&copy]).text.starts_with(&sum("written")), "on the disk");
 }
 
+/// The guest recovers from a non-fatal error, then from a fatal one.
+#[track_caller]
+fn recovers_twice(machine: &mut Machine, bridge: &mut Live) {
+    machine.live.says("wrote 5\n");
+    machine.inject("01:00.0", NONFATAL);
+    bridge.says("port rp0 reports a non-fatal error to the guest");
+    machine.live.says("AER: device recovery successful");
+    machine.inject("01:00.0", FATAL);
+    bridge.says("port rp0 reports a fatal error to the guest");
+    machine.live.says("restart after slot reset");
+    machine.live.says_often("AER: device recovery successful", 2);
+}
+
 in_each_way! {
     /// ERR-085, ERR-087, ERR-089: a non-fatal and a fatal error while the guest
     /// writes a file. Its kernel runs recovery twice, the driver of the disk
@@ -172,14 +185,7 @@ in_each_way! {
         let (vfuse, disk) = one_disk(way);
         let mut machine = Machine::start(vfuse, &writes_until_recovered(2), &["-device", DEVICE]);
         let mut bridge = machine.bridge(&["--fatal"]);
-        machine.live.says("wrote 5\n");
-        machine.inject("01:00.0", NONFATAL);
-        bridge.says("port rp0 reports a non-fatal error to the guest");
-        machine.live.says("AER: device recovery successful");
-        machine.inject("01:00.0", FATAL);
-        bridge.says("port rp0 reports a fatal error to the guest");
-        machine.live.says("restart after slot reset");
-        machine.live.says_often("AER: device recovery successful", 2);
+        recovers_twice(&mut machine, &mut bridge);
         let (vfuse, report) = machine.ended();
         assert_eq!(report.value("resets"), "1");
         file_is_whole(&vfuse, &report, &disk);
@@ -202,14 +208,7 @@ fn the_guest_recovers_from_errors_of_a_blocked_disk() {
         ));
         let mut machine = Machine::start(vfuse, &writes_until_recovered(2), &["-device", DEVICE]);
         let mut bridge = machine.bridge(&["--fatal"]);
-        machine.live.says("wrote 5\n");
-        machine.inject("01:00.0", NONFATAL);
-        bridge.says("port rp0 reports a non-fatal error to the guest");
-        machine.live.says("AER: device recovery successful");
-        machine.inject("01:00.0", FATAL);
-        bridge.says("port rp0 reports a fatal error to the guest");
-        machine.live.says("restart after slot reset");
-        machine.live.says_often("AER: device recovery successful", 2);
+        recovers_twice(&mut machine, &mut bridge);
         let (vfuse, report) = machine.ended();
         assert_eq!(report.value("resets"), "1");
         assert_eq!(vfuse.events("vfio.blocked"), 2);
