@@ -13,7 +13,9 @@ use caller::testing::{Client, TestPlatform};
 use caller::{Accounts, Caller as _, FileId, FileIds};
 use device::{Asked, PageRequests, PageTicket};
 use iommu::{Access, PageRequest, PageResponder, PageResponseCode, Requester};
-use iommufd::{Binding, Call, ContextId, DeviceProperties, FaultCookies, FaultTransport, Iommufd, ObjectId, Options};
+use iommufd::{
+    Binding, Call, ContextId, DeviceProperties, FaultCookies, FaultReset, FaultTransport, Iommufd, ObjectId, Options,
+};
 use uapi::iommufd::{Command, FaultQueueAlloc, HwptAlloc, IoasAlloc};
 use uapi::iommufd_events::PageAnswer;
 use zerocopy::IntoBytes as _;
@@ -72,8 +74,14 @@ impl World {
             _ => FaultTransport::Quarantine,
         };
         let fault_timeout = (settings & 8 != 0).then_some(TIMEOUT);
-        let options =
-            Options { fault_cookies: cookies, fault_transport: transport, fault_timeout, ..Options::default() };
+        let fault_reset = if settings & 32 == 0 { FaultReset::Keep } else { FaultReset::Answer };
+        let options = Options {
+            fault_cookies: cookies,
+            fault_transport: transport,
+            fault_timeout,
+            fault_reset,
+            ..Options::default()
+        };
         let platform = Arc::<TestPlatform>::default();
         let mut iommufd = Iommufd::new(Arc::clone(&platform) as _, options, Accounts::new(false));
         let (mut files, client) = (FileIds::default(), Client::new(1));

@@ -82,6 +82,7 @@ impl Host {
             selftest: lab.iommu.selftest,
             fault_cookies: lab.iommu.fault_cookies,
             fault_transport: lab.iommu.fault_transport,
+            fault_reset: lab.iommu.fault_reset,
             fault_timeout: lab.iommu.fault_timeout,
             allow_unsafe_interrupts: lab.vfio.allow_unsafe_interrupts,
             iommu: lab.iommu.offers(),

@@ -322,6 +322,25 @@ fn a_silent_program() {
     assert_eq!((w.status(0), w.is_readable(queue), w.host.deadline()), (3, false, None));
 }
 
+/// A program resets its device, with requests read and not read. Linux's queue
+/// keeps both; with the extension the reset was their answer.
+#[test]
+fn a_reset_of_the_device() {
+    for (keys, kept) in [("", true), ("[fault]\non_reset = \"answer\"", false)] {
+        let mut w = World::ready(keys);
+        let queue = w.queue();
+        w.attach(5, queue);
+        w.submit(0, 5, HOLE);
+        let read = w.read_one(queue);
+        w.submit(1, 5, HOLE + PAGE);
+        assert!(w.is_readable(queue));
+        w.vfio(RESET, 0u32).unwrap();
+        w.host.elapse();
+        assert_eq!(w.is_readable(queue), kept);
+        assert_eq!(w.answer(queue, read.cookie, 0).is_ok(), kept);
+    }
+}
+
 /// FAULT-5.4: two users of one function, each with PASIDs of its own.
 #[test]
 fn users_of_one_function() {
@@ -361,6 +380,7 @@ fn lab_keys() {
     for (text, message) in [
         ("[fault]\nquarantine = true", "test:2:"),
         ("[fault]\ntransport = \"10bit\"", "`transport` is cookie or 9bit"),
+        ("[fault]\non_reset = \"drop\"", "`on_reset` is keep or answer"),
         ("[fault]\ntimeout_ms = \"soon\"", "`timeout_ms`"),
     ] {
         let error = transport(text).unwrap_err().to_string();

@@ -45,7 +45,7 @@ use context::Context;
 pub use context::ContextId;
 pub use device::{Binding, DeviceProperties};
 use fault::Inbox;
-pub use fault::{FaultCookies, FaultTransport};
+pub use fault::{FaultCookies, FaultReset, FaultTransport};
 pub use ids::{Kind, ObjectId};
 pub use iommu::{PageRequest, PageResponder, PageResponse, PageResponseCode};
 pub use vtd::LabIommu;
@@ -59,6 +59,8 @@ pub struct Options {
     pub fault_cookies: FaultCookies,
     /// What they can carry.
     pub fault_transport: FaultTransport,
+    /// What a reset of the function does to its page requests.
+    pub fault_reset: FaultReset,
     /// Nanoseconds after which a page request that nobody answers is answered
     /// INVALID; never, as in Linux, with `None`.
     pub fault_timeout: Option<u64>,
@@ -77,6 +79,7 @@ impl Default for Options {
             selftest: false,
             fault_cookies: FaultCookies::default(),
             fault_transport: FaultTransport::default(),
+            fault_reset: FaultReset::default(),
             fault_timeout: None,
             allow_unsafe_interrupts: false,
             iommu: LabIommu::default(),

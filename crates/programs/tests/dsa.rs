@@ -3,6 +3,7 @@
 //! and of DPDK. Both read a status right behind the store of a command, and
 //! store each descriptor to the same address: so their accesses to BARs trap.
 
+use std::process::Command;
 use std::time::Duration;
 
 use programs::{Expected, HugePages, Outcome, Vfuse, Way, in_each_way, selftest};
@@ -69,6 +70,39 @@ fn moved_data(outcome: &Outcome) {
         assert!(!outcome.text.contains(&format!("failure for device {queue}")), "{}", outcome.text);
     }
     outcome.said("### Test dmadev instance 2 [dma_skeleton]");
+}
+
+/// DPDK's benchmark of DMA devices, which compares what it has copied. Debian
+/// packages it with DPDK 23.11 and later: Debian 12's 22.11 has none.
+#[test]
+fn dpdk_measures_its_copies() {
+    let query = ["-W", "-f", "${Version}", "dpdk-dev"];
+    let dpdk = Command::new("dpkg-query").args(query).output().unwrap_or_else(|error| panic!("dpkg-query: {error}"));
+    let version = String::from_utf8_lossy(&dpdk.stdout).into_owned();
+    if version.starts_with("22.11") {
+        println!("dpdk-dev {version} has no dpdk-test-dma-perf: nothing was measured");
+        return;
+    }
+    let vfuse = accelerator(Way::NobodyUserns, "queues=1,engines=1").limit(Duration::from_secs(120));
+    // EAL maps ordinary pages one by one, and type1 takes 65,535.
+    let config = vfuse.place.write(
+        "perf.ini",
+        format!(
+            "[case1]\ntype=DMA_MEM_COPY\nmem_size=4\nbuf_size=64,8192,128,MUL\ndma_ring_size=64\nkick_batch=32\n\
+             src_numa_node=0\ndst_numa_node=0\ncache_flush=0\ntest_seconds=2\n\
+             lcore_dma0=lcore=1,dev={BDF}-q0,dir=mem2mem\n\
+             eal_args=--no-huge -m 128 -l 0-1 -a {BDF} --no-telemetry\n"
+        )
+        .as_bytes(),
+    );
+    let results = vfuse.place.path("perf.csv");
+    let runtime = vfuse.place.path("");
+    let vfuse = vfuse.env("XDG_RUNTIME_DIR", &runtime.to_string_lossy());
+    let [config, results] = [config, results].map(|path| path.display().to_string());
+    let outcome = vfuse.run(["dpdk-test-dma-perf", "--config", &config, "--result", &results]);
+    outcome.said("Case 1 completed").said("Buffer Size: 64 B").said("Buffer Size: 8192 B");
+    assert_eq!(outcome.text.matches("Number of used dmadevs: 1.").count(), 2, "{}", outcome.text);
+    assert!(!outcome.text.contains("validation fails"), "{}", outcome.text);
 }
 
 /// The device reaches ordinary private pages.

@@ -349,22 +349,17 @@ impl Host {
     /// Functions that were pulled out leave as soon as no program has them
     /// open any more; who has is asked to let go.
     pub(crate) fn let_removed_go(&mut self) {
-        for address in self.errors.leaving.clone() {
+        let parts: Vec<Address> = self.errors.leaving.iter().flat_map(|function| self.board.parts(*function)).collect();
+        self.errors.leaving.extend(parts);
+        // Parts stand in the last segment: from the back they come before the
+        // functions that they are of.
+        for address in self.errors.leaving.clone().into_iter().rev() {
             if self.board.fabric.function(address).is_none() {
                 self.errors.leaving.remove(&address);
                 continue;
             }
-            // Its parts go first.
-            let parts: Vec<Address> = self.board.parts(address).collect();
-            if !parts.is_empty() {
-                let before = self.errors.leaving.len();
-                self.errors.leaving.extend(parts);
-                if self.errors.leaving.len() > before {
-                    self.let_removed_go();
-                }
-                if self.board.parts(address).next().is_some() {
-                    continue;
-                }
+            if self.board.parts(address).next().is_some() {
+                continue;
             }
             if self.board.driver(address).is_some() && !self.board.is_leaving(address) {
                 // Nobody waits for this removal but the slot's own thread.

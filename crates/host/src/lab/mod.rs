@@ -22,7 +22,7 @@ pub use section::Place;
 pub use vdpa::VdpaSpec;
 pub use virtio::{BlkSpec, NetSpec, NetworkKind, NetworkSpec, RingSpec, VirtioModel};
 
-use iommufd::{FaultCookies, FaultTransport, LabIommu};
+use iommufd::{FaultCookies, FaultReset, FaultTransport, LabIommu};
 use section::{Number, Section, Size, Switch};
 
 /// A lab description that cannot be used: where, what, and what to do.
@@ -61,6 +61,8 @@ pub struct IommuSpec {
     pub fault_cookies: FaultCookies,
     /// What they can carry, `[fault] transport` and `quarantine`.
     pub fault_transport: FaultTransport,
+    /// What a reset of the function does to its page requests, `[fault] on_reset`.
+    pub fault_reset: FaultReset,
     /// Nanoseconds until a page request is answered for a program that does
     /// not, `[fault] timeout_ms`; `None` for never.
     pub fault_timeout: Option<u64>,
@@ -93,6 +95,12 @@ impl IommuSpec {
             (true, false) => FaultTransport::NineBit,
             (true, true) => FaultTransport::Quarantine,
             (false, true) => return Err(LabError::new(&place, "`quarantine` goes with `transport = \"9bit\"`")),
+        };
+        let place = section.place_of("on_reset");
+        self.fault_reset = match section.take_or("on_reset", String::from("keep"))?.as_str() {
+            "keep" => FaultReset::Keep,
+            "answer" => FaultReset::Answer,
+            _ => return Err(LabError::new(&place, "`on_reset` is keep or answer")),
         };
         let Number(timeout) = section.take_or("timeout_ms", Number(0))?;
         self.fault_timeout = (timeout > 0).then(|| timeout.saturating_mul(1_000_000));
@@ -178,6 +186,7 @@ impl Default for Lab {
                 memory_limit: iommufd::Options::default().memory_limit,
                 fault_cookies: FaultCookies::default(),
                 fault_transport: FaultTransport::default(),
+                fault_reset: FaultReset::default(),
                 fault_timeout: None,
             },
             vfio: vfio::Options::default(),

@@ -3,6 +3,7 @@
 //! PASIDs, in one reset domain.
 #![allow(clippy::unwrap_used)] // helpers of tests fail by panicking
 
+mod links;
 mod reset;
 mod scenarios;
 mod users;

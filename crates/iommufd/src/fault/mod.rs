@@ -25,6 +25,18 @@ pub enum FaultCookies {
     LowestFree,
 }
 
+/// What becomes of a function's unanswered requests when it is reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FaultReset {
+    /// As Linux, which does nothing: the program can still read and answer
+    /// them, and the function drops what comes.
+    #[default]
+    Keep,
+    /// An extension: the reset is their answer, and one that the program gives
+    /// later is for nothing.
+    Answer,
+}
+
 /// What an answer can carry, an extension: as if the queue were that of an
 /// emulated IOMMU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

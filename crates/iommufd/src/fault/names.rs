@@ -156,6 +156,11 @@ impl Names {
         taken
     }
 
+    /// The groups that were read and not answered.
+    pub(crate) fn waiting(&mut self) -> impl Iterator<Item = &mut FaultGroup> {
+        self.waiting.values_mut().flatten()
+    }
+
     /// A device was reset: its requests of before will not be answered.
     pub(crate) fn reset(&mut self, device: ObjectId) {
         self.forgive(|owed| owed == device);

@@ -18,7 +18,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::dispatch::Request;
 use crate::fault::inbox::Bell;
 use crate::fault::names::{Meant, Name, Names};
-use crate::fault::{FaultCookies, FaultTransport};
+use crate::fault::{FaultCookies, FaultReset, FaultTransport};
 use crate::ids::{Kind, ObjectId};
 use crate::{Call, Iommufd, Open};
 
@@ -42,6 +42,8 @@ pub(crate) struct FaultGroup {
     pub(crate) responder: Option<Arc<dyn PageResponder>>,
     /// Where it stands among the queue's deadlines.
     pub(crate) arrival: u64,
+    /// The device was reset since: it is not outstanding there.
+    pub(crate) forgotten: bool,
 }
 
 /// A device has its answer to so many requests.
@@ -49,16 +51,24 @@ pub(crate) struct FaultGroup {
 pub(crate) struct Answered {
     pub(crate) device: ObjectId,
     pub(crate) requests: u32,
+    /// The device had forgotten them.
+    pub(crate) forgotten: bool,
 }
 
 impl FaultGroup {
     /// Answers the device.
     pub(crate) fn respond(self, code: PageResponseCode) -> Answered {
+        let answered = self.answered();
         if let (Some(responder), Some(last)) = (self.responder, self.requests.last()) {
             tracing::debug!(target: "vfuse::iommufd", device = self.from.0, group = last.group, ?code, "page response");
             responder.respond(PageResponse::to(last, code));
         }
-        Answered { device: self.from, requests: self.requests.len() as u32 }
+        answered
+    }
+
+    /// What is off the device's account with it.
+    fn answered(&self) -> Answered {
+        Answered { device: self.from, requests: self.requests.len() as u32, forgotten: self.forgotten }
     }
 }
 
@@ -109,7 +119,13 @@ impl FaultQueue {
 
     /// Answers groups INVALID, and with them those that can never be read
     /// (FAULT-5.10); who has been answered.
-    fn settle(&mut self, mut gone: Vec<FaultGroup>) -> Vec<Answered> {
+    fn settle(&mut self, gone: Vec<FaultGroup>) -> Vec<Answered> {
+        self.over(gone).into_iter().map(|group| group.respond(PageResponseCode::Invalid)).collect()
+    }
+
+    /// Groups have left the queue, and with them go those that can never be
+    /// read.
+    fn over(&mut self, mut gone: Vec<FaultGroup>) -> Vec<FaultGroup> {
         if self.names.is_shut() {
             gone.extend(self.deliver.drain(..));
         }
@@ -117,7 +133,7 @@ impl FaultQueue {
         for group in &gone {
             self.deadlines.remove(&group.arrival);
         }
-        gone.into_iter().map(|group| group.respond(PageResponseCode::Invalid)).collect()
+        gone
     }
 
     /// Takes groups out, read or not, oldest first of each.
@@ -162,10 +178,22 @@ impl FaultQueue {
         self.settle(gone)
     }
 
-    /// A device was reset.
-    pub(crate) fn device_reset(&mut self, device: ObjectId) {
+    /// A device was reset, and waits for nothing any more. Which of its groups
+    /// are over by that.
+    pub(crate) fn device_reset(&mut self, device: ObjectId, reset: FaultReset) -> Vec<Answered> {
         self.names.reset(device);
-        self.show();
+        let gone = match reset {
+            FaultReset::Keep => Vec::new(),
+            FaultReset::Answer => self.take_where(|group| group.from == device),
+        };
+        for group in self.deliver.iter_mut().chain(self.names.waiting()).filter(|group| group.from == device) {
+            group.forgotten = true;
+        }
+        let (of_it, others): (Vec<_>, Vec<_>) = self.over(gone).into_iter().partition(|group| group.from == device);
+        let mut answered: Vec<Answered> =
+            others.into_iter().map(|group| group.respond(PageResponseCode::Invalid)).collect();
+        answered.extend(of_it.into_iter().map(|group| group.answered()));
+        answered
     }
 
     /// `read`: whole groups, as many as fit (FAULT-1.4).

@@ -10,6 +10,7 @@ use uapi::Errno;
 use crate::Iommufd;
 use crate::context::{Context, ContextId};
 use crate::device::Attached;
+use crate::fault::FaultReset;
 use crate::fault::inbox::What;
 use crate::fault::queue::{Answered, FaultGroup};
 use crate::hwpt::{Form, Hwpt};
@@ -38,7 +39,7 @@ impl Iommufd {
         if entries.is_empty() {
             return;
         }
-        let deadline = self.request_deadline();
+        let (deadline, reset) = (self.request_deadline(), self.options.fault_reset);
         while let Some(entry) = entries.pop_front() {
             let (context, device) = (entry.port.context, entry.port.device);
             let mut delivered = false;
@@ -46,7 +47,7 @@ impl Iommufd {
             if let Ok(context) = self.context_mut(context) {
                 match entry.what {
                     What::Request(request) => delivered = context.take_request(device, request, deadline),
-                    What::Reset => context.device_reset(device),
+                    What::Reset => context.device_reset(device, reset),
                 }
             }
             if let Some(bell) = entry.done().filter(|_| !delivered) {
@@ -124,14 +125,16 @@ impl Context {
         !request.is_stop_marker() && self.report(device, request, deadline).is_ok()
     }
 
-    /// A device was reset. What it had sent stays answerable, as in Linux, where
-    /// only the groups that were not complete go; the device knows of none.
-    fn device_reset(&mut self, device: ObjectId) {
+    /// A device was reset, and knows of no request. Groups that were not complete
+    /// go.
+    fn device_reset(&mut self, device: ObjectId, reset: FaultReset) {
         if let Some(device) = self.devices.get_mut(&device) {
             device.partials.clear();
             device.outstanding = 0;
         }
-        self.faults.values_mut().for_each(|queue| queue.device_reset(device));
+        let answered: Vec<Answered> =
+            self.faults.values_mut().flat_map(|queue| queue.device_reset(device, reset)).collect();
+        self.answered(&answered);
     }
 
     fn discard_partials(&mut self) {
@@ -178,7 +181,7 @@ impl Context {
             from.partials.extract_if(.., |partial| partial.group == request.group).collect();
         requests.push(request);
         let count = requests.len() as u32;
-        let group = FaultGroup { handle, by, from: device, requests, responder, arrival: 0 };
+        let group = FaultGroup { handle, by, from: device, requests, responder, arrival: 0, forgotten: false };
         match self.faults.get_mut(&queue) {
             Some(queue) if from.unanswered < OUTSTANDING => {
                 from.outstanding += count;
@@ -245,9 +248,9 @@ impl Context {
 
     /// Devices have their answers.
     pub(crate) fn answered(&mut self, answered: &[Answered]) {
-        for Answered { device, requests } in answered {
+        for Answered { device, requests, forgotten } in answered {
             if let Some(device) = self.devices.get_mut(device) {
-                device.outstanding = device.outstanding.saturating_sub(*requests);
+                device.outstanding = device.outstanding.saturating_sub(if *forgotten { 0 } else { *requests });
                 device.unanswered = device.unanswered.saturating_sub(*requests);
             }
         }

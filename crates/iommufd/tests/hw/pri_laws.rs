@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 
 use device::{Asked, PageTicket};
 use iommu::Access;
-use iommufd::{Options, PageResponseCode};
+use iommufd::{FaultReset, Options, PageResponseCode};
 use proptest::prelude::*;
+use uapi::Errno;
 
 use crate::pri::{Function, Mode};
 
@@ -95,8 +96,10 @@ proptest! {
         ops in prop::collection::vec(op(), 1..120),
         mode in mode(),
         timeout in any::<bool>(),
+        reset in prop_oneof![Just(FaultReset::Keep), Just(FaultReset::Answer)],
     ) {
-        let options = Options { fault_timeout: timeout.then_some(TIMEOUT), ..mode.options() };
+        let fault_timeout = timeout.then_some(TIMEOUT);
+        let options = Options { fault_timeout, fault_reset: reset, ..mode.options() };
         let mut on = Function::with(options, true, 8);
         let consumers = [(); CONSUMERS].map(|()| on.consumer());
         let mut attached: BTreeMap<u32, usize> = BTreeMap::new();
@@ -105,6 +108,8 @@ proptest! {
         // Cookies read by each consumer, and the addresses they were for.
         let mut read: [Vec<(u32, u64)>; CONSUMERS] = Default::default();
         let mut address = 0;
+        // The last address of before a reset that answers.
+        let mut over = 0;
         for op in ops {
             // Who may have caused answers other than INVALID, and for what.
             let mut by_program: Option<(usize, Option<u64>)> = None;
@@ -118,6 +123,7 @@ proptest! {
                 Op::Read { consumer } => {
                     for record in on.read(consumers[consumer]) {
                         prop_assert!(mode != Mode::Seq || read.iter().all(|of| of.iter().all(|(_, at)| *at != record.addr)));
+                        prop_assert!(record.addr > over, "its answer was the reset");
                         read[consumer].push((record.cookie, record.addr));
                     }
                 }
@@ -125,7 +131,8 @@ proptest! {
                     let Some(at) = read[consumer].len().checked_sub(back + 1) else { continue };
                     let (cookie, addr) = read[consumer][at];
                     by_program = Some((consumer, Some(addr)));
-                    let _ = on.write(consumers[consumer], cookie, code);
+                    let result = on.write(consumers[consumer], cookie, code);
+                    prop_assert!(mode != Mode::Seq || addr > over || result == Err(Errno::EINVAL));
                 }
                 Op::Steal { consumer, of, back } => {
                     let Some(at) = read[of].len().checked_sub(back + 1) else { continue };
@@ -159,6 +166,9 @@ proptest! {
                     on.pri.set_enabled(true, 8);
                     // The function takes no answer for those: the reset was it.
                     out.clear();
+                    if reset == FaultReset::Answer {
+                        over = address;
+                    }
                 }
                 Op::Drain { consumer } => drop(on.write(consumers[consumer], u32::MAX, 0)),
                 Op::Wait { time } => {

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use device::page_requests::status;
 use device::{Asked, PageRequests};
 use iommu::Access;
-use iommufd::{Options, PageRequest, PageResponder as _, PageResponse, PageResponseCode};
+use iommufd::{FaultReset, Options, PageRequest, PageResponder as _, PageResponse, PageResponseCode};
+use uapi::Errno;
 
 use crate::pri::{Function, Mode, add};
 
@@ -214,6 +215,53 @@ fn a_reset_of_the_function() {
     on.write(guest, second.cookie, 0).unwrap();
     assert_eq!(on.seen(), [(after, Success)]);
     assert_ne!(before, after);
+}
+
+/// FAULT-3.1: a reset that answers (an extension): nothing of before is read or
+/// answered any more, whether it was read or not, and the function is told
+/// nothing, for it knows of none. Another function's requests stay.
+#[test]
+fn a_reset_that_answers() {
+    for mode in [Mode::Seq, Mode::NineBit, Mode::Quarantined, Mode::Linux] {
+        let mut on = Function::with(Options { fault_reset: FaultReset::Answer, ..mode.options() }, true, 512);
+        let guest = on.consumer();
+        on.attach(0, guest);
+        on.ask(None);
+        let read = on.read_one(guest);
+        on.ask(None);
+        assert!(on.is_readable(guest));
+        on.pri.reset();
+        on.pri.set_enabled(true, 512);
+        on.lab.iommufd.elapse();
+        assert!(!on.is_readable(guest), "{mode:?}");
+        let late = if mode == Mode::Quarantined { Ok(8) } else { Err(Errno::EINVAL) };
+        assert_eq!(on.write(guest, read.cookie, 0), late, "{mode:?}");
+        let after = on.ask(None);
+        let record = on.read_one(guest);
+        on.write(guest, record.cookie, 0).unwrap();
+        assert_eq!(on.seen(), [(after, Success)], "{mode:?}");
+        assert_eq!(on.pri.status() & status::UNEXPECTED, 0, "{mode:?}");
+    }
+}
+
+/// FAULT-4.4: answers to requests from before a reset give the function no
+/// room for more than it may have outstanding.
+#[test]
+fn late_answers_make_no_room() {
+    let mut on = Function::with(Mode::Seq.options(), true, 2);
+    let guest = on.consumer();
+    on.attach(0, guest);
+    let before = [on.ask(None), on.ask(None)].map(|_| on.read_one(guest).cookie);
+    on.pri.reset();
+    on.pri.set_enabled(true, 2);
+    let _after = [on.ask(None), on.ask(None)];
+    on.read(guest);
+    for cookie in before {
+        assert_eq!(on.write(guest, cookie, 0), Ok(8));
+    }
+    // One that breaks its rule is dropped by the IOMMU.
+    on.pri.send(raw(9, true, 1));
+    assert_eq!(on.read(guest).len(), 0);
 }
 
 /// FAULT-3.1, FAULT-3.3: closing everything in any state answers everything once.
