@@ -4,126 +4,13 @@
 
 mod cards;
 
-use caller::{Caller as _, FileId, Reply};
-use cards::{
-    GET, LEN, MEMORY, PRE_COPY, PRE_COPY_P2P, RESUMING, RUNNING, RUNNING_P2P, SET, STOP, STOP_COPY, World, mov,
-};
-use host::tree::Node;
-use models::dsa::spec::{Descriptor, flag, wqcfg};
+use cards::paging::{BACKING, HOLE, ON, PAGE, Paging, UNDER_WAY};
+use cards::{GET, MEMORY, PRE_COPY, PRE_COPY_P2P, RESUMING, RUNNING, RUNNING_P2P, SET, STOP, STOP_COPY};
+use device::DeviceFile as _;
 use uapi::Errno;
-use uapi::iommufd::{Command, FaultQueueAlloc, HwptAlloc, IoasAlloc, IoasMap};
-use uapi::iommufd_events::{PageAnswer, PageFault};
-use uapi::vfio::cdev::{AttachIommufdPt, BindIommufd, PT_PASID};
-use uapi::vfio::device::{ATTACH_IOMMUFD_PT, BIND_IOMMUFD, RESET};
-use uapi::vfio::draining::{DRAIN, Drain, DrainFlags, DrainPages};
-use zerocopy::{FromBytes as _, IntoBytes};
-
-const PAGE: u64 = 4096;
-/// IOVAs where nothing is mapped at first; the program's memory for them.
-const HOLE: u64 = 1 << 40;
-const BACKING: u64 = MEMORY + 0x10_0000;
-const PASID: u32 = 5;
-
-const ON: u32 = DrainFlags::ON.bits();
-const UNDER_WAY: u32 = DrainFlags::UNDER_WAY.bits();
-
-/// An accelerator whose page requests come to a program.
-struct Paging {
-    w: World,
-    iommufd: FileId,
-    ioas: u32,
-    faults: FileId,
-}
-
-impl Paging {
-    fn new(migration: &str) -> Paging {
-        let mut w = World::new(&format!("[[device]]\nmodel = \"dsa\"\naddr = \"01:00.0\"\n{migration}\n"));
-        let iommufd = w.host.open(Node::Iommufd, &w.client).unwrap();
-        let device = w.host.open(Node::VfioCdev(0), &w.client).unwrap();
-        let mut p = Paging { w, iommufd, ioas: 0, faults: iommufd };
-        let bind = BindIommufd { argsz: 16, iommufd: p.w.client.fd(iommufd), ..BindIommufd::default() };
-        let at = p.w.client.put(&bind);
-        p.w.host.ioctl(device, BIND_IOMMUFD, at, &p.w.client).unwrap();
-        let dev_id = p.w.client.get::<BindIommufd>(at).out_devid;
-        p.w.add(device);
-        p.ioas = p.call(IoasAlloc::default()).out_ioas_id;
-        p.map(MEMORY, MEMORY, LEN);
-        let queue = p.call(FaultQueueAlloc::default());
-        p.faults = p.w.client.file(queue.out_fault_fd.cast_signed()).unwrap().unwrap();
-        // A fault queue, and PASIDs.
-        let base = HwptAlloc { flags: 4 | 8, fault_id: queue.out_fault_id, ..HwptAlloc::default() };
-        let hwpt = p.call(HwptAlloc { dev_id, pt_id: p.ioas, ..base }).out_hwpt_id;
-        let attach = AttachIommufdPt { argsz: 16, flags: PT_PASID, pt_id: hwpt, pasid: PASID };
-        let at = p.w.client.put(&attach);
-        p.w.host.ioctl(device, ATTACH_IOMMUFD_PT, at, &p.w.client).unwrap();
-        p.w.enable(0, wqcfg::PASID_ENABLE | wqcfg::BLOCK_ON_FAULT);
-        p
-    }
-
-    /// With draining asked for.
-    fn draining(migration: &str) -> Paging {
-        let mut p = Paging::new(migration);
-        assert_eq!(p.ask(ON), Ok(()));
-        p
-    }
-
-    fn call<T: Command>(&mut self, mut value: T) -> T {
-        value.as_mut_bytes()[..4].copy_from_slice(&(size_of::<T>() as u32).to_ne_bytes());
-        let at = self.w.client.put_bytes(value.as_bytes());
-        self.w.host.ioctl(self.iommufd, T::REQUEST, at, &self.w.client).unwrap();
-        self.w.client.get(at)
-    }
-
-    fn map(&mut self, iova: u64, user_va: u64, length: u64) {
-        self.call(IoasMap { flags: 7, ioas_id: self.ioas, user_va, length, iova, ..IoasMap::default() });
-    }
-
-    fn descriptor(n: u64, source: u64) -> Descriptor {
-        let descriptor = mov(source, MEMORY + 0x1000 + 8 * n, 8, MEMORY + 32 * n, flag::BLOCK_ON_FAULT);
-        Descriptor { pasid: PASID, ..descriptor }
-    }
-
-    /// Submits a move of 8 bytes with the n-th record.
-    fn submit(&mut self, n: u64, source: u64) {
-        self.w.submit(0, &Paging::descriptor(n, source));
-        self.w.run(0);
-    }
-
-    fn status(&self, n: u64) -> u8 {
-        self.w.status(MEMORY + 32 * n)
-    }
-
-    /// Cookies of the requests that have come.
-    fn requests(&mut self) -> Vec<u32> {
-        let at = self.w.client.room(40 * 64);
-        let Ok(Reply::Value(len)) = self.w.host.read(self.faults, 0, at, 40 * 64, &self.w.client) else { panic!() };
-        let bytes = self.w.client.get_bytes(at, len as usize);
-        bytes.chunks(40).map(|record| PageFault::read_from_bytes(record).unwrap().cookie).collect()
-    }
-
-    fn answer(&mut self, cookie: u32) {
-        let at = self.w.client.put(&PageAnswer { cookie, code: 0 });
-        self.w.host.write(self.faults, 0, at, 8, &self.w.client).unwrap();
-        self.w.run(0);
-    }
-
-    /// A descriptor that waits for a page, and the request's cookie.
-    fn blocked(&mut self) -> u32 {
-        self.w.client.memory.store(BACKING, b"on time!");
-        self.submit(0, HOLE);
-        let [cookie] = self.requests()[..] else { panic!() };
-        cookie
-    }
-
-    fn ask(&mut self, flags: u32) -> Result<(), Errno> {
-        self.w.feature(0, SET | DRAIN, Drain { flags, count: 0 }.as_bytes()).0
-    }
-
-    fn told(&mut self) -> u32 {
-        let (_, after) = self.w.feature(0, GET | DRAIN, Drain::default().as_bytes());
-        Drain::read_from_bytes(&after).unwrap().flags
-    }
-}
+use uapi::vfio::device::RESET;
+use uapi::vfio::draining::{DRAIN, Drain, DrainPages};
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 const P2P: &str = "migration = \"p2p\"";
 const FULL: &str = "migration = \"pre-copy-p2p\"";
@@ -328,6 +215,120 @@ fn the_portals_are_told() {
         assert_eq!(p.w.feature(0, SET | DRAIN, Drain { flags, count }.as_bytes()).0, Err(Errno::EINVAL));
     }
     assert_eq!(p.w.feature(0, 7 << 16 | DRAIN, &[]).0, Ok(()), "a probe");
+}
+
+/// MIG-096, MIG-099: a store through a mapping of a portal that was there
+/// before is not refused while the device drains: it is a submission like any
+/// other, kept in its order, and done once where the device goes on.
+#[test]
+fn stores_through_a_mapping_are_kept() {
+    let mut p = Paging::draining(P2P);
+    let cookie = p.blocked();
+    let fd = p.w.set(0, RUNNING_P2P).unwrap();
+    let made = std::sync::Arc::clone(p.w.platform.made.lock().unwrap().last().unwrap());
+    let window = made.window(2).unwrap();
+    for n in 1..4 {
+        let descriptor = Paging::descriptor(n, MEMORY + 0x8000);
+        match n {
+            2 => p.submit(n, MEMORY + 0x8000),
+            _ => window.slice().subslice(0, 64).unwrap().copy_from(descriptor.as_bytes()),
+        }
+        p.w.run(0);
+        let mut place = [0_u8; 16];
+        window.slice().subslice(0, 16).unwrap().copy_to(&mut place[..]);
+        assert_eq!(place, [0; 16], "taken, and not refused");
+    }
+    p.map(HOLE, BACKING, PAGE);
+    p.answer(cookie);
+    assert_eq!((p.w.counter(fd).take(), [0, 1, 2, 3].map(|n| p.status(n))), (1, [1, 0, 0, 0]));
+    let stream = p.w.set(0, STOP_COPY).unwrap();
+    let state = p.w.save(stream);
+    let mut to = Paging::new(P2P);
+    to.w.resume(0, &state);
+    to.w.set(0, RUNNING).unwrap();
+    to.w.run(0);
+    assert_eq!([0, 1, 2, 3].map(|n| to.status(n)), [0, 1, 1, 1]);
+}
+
+/// The flags of the feature MIGRATION.
+fn capabilities(p: &mut Paging) -> u64 {
+    let (result, after) = p.w.feature(0, GET | 1, &[0; 8]);
+    result.unwrap();
+    u64::from_ne_bytes(after.try_into().unwrap())
+}
+
+/// MIG-001, MIG-098: what a device can does not depend on what it is attached
+/// to, and whether there is something to drain does. So draining can always be
+/// asked for, and is over at once where no page requests can be out.
+#[test]
+fn whatever_it_is_attached_to() {
+    let mut p = Paging::draining(FULL);
+    let (before, [faults, plain]) = (capabilities(&mut p), p.hwpts);
+    for (n, table) in [Some(faults), Some(plain), None, Some(plain), Some(faults)].into_iter().enumerate() {
+        match table {
+            Some(table) => p.attach(0, table),
+            None => p.detach(0),
+        }
+        assert_eq!((capabilities(&mut p), p.told()), (before, ON));
+        p.submit(n as u64, HOLE + n as u64 * PAGE);
+        let asked = p.requests();
+        // Where nobody takes requests the host refuses them.
+        p.w.run(0);
+        assert_eq!(asked.len(), usize::from(table == Some(faults)), "table {n}: {table:?}");
+        let fd = p.w.set(0, RUNNING_P2P).unwrap();
+        assert_eq!(p.w.counter(fd).peek(), u64::from(asked.is_empty()));
+        assert_eq!(p.told() & UNDER_WAY != 0, !asked.is_empty());
+        for cookie in asked {
+            p.map(HOLE + n as u64 * PAGE, BACKING, PAGE);
+            p.answer(cookie);
+        }
+        assert_eq!((p.w.counter(fd).peek(), p.told()), (1, ON));
+        assert_eq!((p.w.set(0, STOP), p.w.set(0, RUNNING)), (Ok(-1), Ok(-1)));
+    }
+}
+
+/// MIG-098, FAULT-1.4: the table is replaced or taken away while the device
+/// drains: the host answers what came through it, and the drain is over.
+#[test]
+fn the_table_goes_while_it_drains() {
+    for replaced in [false, true] {
+        let mut p = Paging::draining(FULL);
+        let (cookie, plain) = (p.blocked(), p.hwpts[1]);
+        let fd = p.w.set(0, RUNNING_P2P).unwrap();
+        assert_eq!(p.w.set(0, STOP), Err(Errno::EBUSY));
+        match replaced {
+            true => p.attach(0, plain),
+            false => p.detach(0),
+        }
+        p.w.run(0);
+        assert_eq!((p.w.counter(fd).peek(), p.told()), (1, ON), "replaced: {replaced}");
+        // The page is not there: an answer that comes now is nobody's.
+        assert_ne!(p.status(0), 1);
+        let _ = p.answer_with(cookie, 0);
+        p.w.run(0);
+        assert_eq!((p.w.set(0, STOP), p.w.counter(fd).take()), (Ok(-1), 1));
+    }
+}
+
+/// MIG-102, MIG-103: a way back that fails, or fails to be undone, does not end
+/// the drain silently: it goes on, or the device is in ERROR.
+#[test]
+fn a_failing_way_back_drains_on() {
+    for (at, state) in [("before", RUNNING_P2P), ("after", RUNNING_P2P), ("middle", ERROR)] {
+        let mut p = Paging::draining(&format!("{P2P}\nmigration_fails = \"RUNNING_P2P>RUNNING:{at}\""));
+        let cookie = p.blocked();
+        let fd = p.w.set(0, RUNNING_P2P).unwrap();
+        assert_eq!(p.w.set(0, RUNNING), Err(Errno::EIO));
+        assert_eq!((p.w.state(0), p.w.counter(fd).peek()), (state, 0), "{at}");
+        if state == ERROR {
+            assert_eq!((p.told(), p.w.set(0, STOP)), (ON, Err(Errno::EINVAL)));
+        } else {
+            assert_eq!((p.told(), p.w.set(0, STOP)), (ON | UNDER_WAY, Err(Errno::EBUSY)), "{at}");
+        }
+        p.map(HOLE, BACKING, PAGE);
+        p.answer(cookie);
+        assert_eq!(p.w.counter(fd).peek(), u64::from(state != ERROR), "{at}");
+    }
 }
 
 /// MIG-019: without a number for the eventfd nothing has changed.

@@ -175,11 +175,22 @@ impl Monitor {
     /// # Panics
     /// If it fails.
     pub fn tell(&mut self, command: &str, arguments: &Value) -> Value {
+        self.ask(command, arguments).unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// Runs a command; what it returns, or why it is refused.
+    ///
+    /// # Panics
+    /// If QEMU is gone.
+    pub fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, Value> {
         writeln!(self.0.get_mut(), "{}", json!({ "execute": command, "arguments": arguments })).expect("QEMU runs");
         loop {
             let mut line = self.line();
             if let Some(result) = line.get_mut("return") {
-                return result.take();
+                return Ok(result.take());
+            }
+            if let Some(error) = line.get_mut("error") {
+                return Err(error.take());
             }
             assert!(line.get("event").is_some(), "{command}: {line}");
         }

@@ -15,6 +15,9 @@ use crate::{Guest, Live, Monitor, Vfuse};
 /// In which a machine has to do all that it is to do.
 const LIMIT: Duration = Duration::from_secs(280);
 
+/// What QEMU says to a migration before the one that was cancelled is over.
+const BUSY: [&str; 2] = ["duplicate yank instance", "There's a migration process in progress"];
+
 /// A machine that runs; it is killed when dropped.
 #[derive(Debug)]
 pub struct Machine {
@@ -88,11 +91,29 @@ impl Machine {
         }
     }
 
-    /// Begins a migration to this place.
+    /// Begins a migration to this place, as soon as one that was cancelled is over.
+    ///
+    /// # Panics
+    /// If that takes too long, or it is refused.
     pub fn migrate(&mut self, uri: &str) {
-        let limits = json!({ "downtime-limit": 5000, "max-bandwidth": 1_u64 << 30 });
+        // Of the speed that QEMU sees by itself there may be too little left for it
+        // to stop the machine: a guest that does little has nothing to send.
+        let limits = json!({
+            "downtime-limit": 5000, "max-bandwidth": 1_u64 << 30, "avail-switchover-bandwidth": 1_u64 << 30
+        });
         self.tell("migrate-set-parameters", &limits);
-        self.tell("migrate", &json!({ "uri": uri }));
+        let uri = json!({ "uri": uri });
+        self.wait("the end of another migration", |machine| match machine.monitor.ask("migrate", &uri) {
+            Ok(_) => true,
+            Err(error) if BUSY.iter().any(|busy| error["desc"] == json!(busy)) => false,
+            Err(error) => panic!("migrate: {error}"),
+        });
+    }
+
+    /// Turns capabilities of migration on or off.
+    pub fn capabilities(&mut self, names: &[&str], on: bool) {
+        let all: Vec<Value> = names.iter().map(|name| json!({ "capability": name, "state": on })).collect();
+        self.tell("migrate-set-capabilities", &json!({ "capabilities": all }));
     }
 
     /// `query-migrate`.

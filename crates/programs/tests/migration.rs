@@ -63,6 +63,36 @@ programs::in_each_way! {
     }
 }
 
+programs::in_each_way! {
+    /// MIG-030, MIG-049, MIG-094, MIG-096, MIG-099, MIG-101, MIG-102: an
+    /// accelerator with work of which some waits for pages goes from one run to
+    /// another, the second of which has nothing but the stream and the memory.
+    /// Each descriptor is done once, here or there, whether the page requests
+    /// were drained, by a guest that answers at once or late, or go on at the
+    /// other side. A guest that never answers keeps it where it is.
+    fn an_accelerator_with_work_under_way(way) {
+        let done = |text: &str| -> u32 {
+            let (_, rest) = text.split_once("done=").unwrap_or_else(|| panic!("{text}"));
+            rest.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        for (how, here, answers) in [("answers", 8, 8), ("late", 8, 8), ("undrained", 4, 16)] {
+            let vfuse = Vfuse::new(way).locks_memory().device("dsa,addr=01:00.0,migration=pre-copy-p2p,state_size=100K");
+            let (mover, place) = (mover(&vfuse), vfuse.place.path("").display().to_string());
+            let left = vfuse.run([&mover, "leave", how, &place, "0000:01:00.0"]);
+            left.succeeded();
+            let arrived = vfuse.run([&mover, "arrive", &place, "0000:01:00.0"]);
+            arrived.succeeded();
+            assert_eq!((done(&left.text), done(&arrived.text)), (here, 16 - here), "{how}");
+            arrived.said(&format!("answered={answers}"));
+        }
+        let vfuse = Vfuse::new(way).locks_memory().device("dsa,addr=01:00.0,migration=pre-copy-p2p");
+        let (mover, place) = (mover(&vfuse), vfuse.place.path("").display().to_string());
+        let stayed = vfuse.run([&mover, "leave", "never", &place, "0000:01:00.0"]);
+        stayed.succeeded();
+        stayed.said("stayed done=16 answered=16");
+    }
+}
+
 /// The good device's arcs are those of the table's paths, one after the other:
 /// the first save, then for each row the way there and the row's own.
 fn went_the_ways_of(vfuse: &Vfuse, combination: &str) {

@@ -7,9 +7,13 @@
 //! fails to leave RUNNING. `mover streams ADDRESS` does to data descriptors what
 //! programs do that mean no good, `mover values ADDRESS` sets every value with
 //! every size and flag, `mover fails ADDRESS` goes to STOP_COPY and back until
-//! that has failed and works again.
+//! that has failed and works again. `mover leave HOW DIRECTORY ADDRESS` stops an
+//! accelerator with work under way and saves it, `mover arrive DIRECTORY ADDRESS`
+//! goes on with it.
 #![allow(unsafe_code)] // plain system calls
 
+mod accelerator;
+mod dsa;
 mod raw;
 
 use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
@@ -31,6 +35,8 @@ fn main() {
         ["streams", address] => streams(&open(address)),
         ["values", address] => values(&open(address)),
         ["fails", address] => fails(&open(address)),
+        ["leave", how, place, address] => dsa::leave(how, place.as_ref(), address),
+        ["arrive", place, address] => dsa::arrive(place.as_ref(), address),
         _ => panic!("what to do? {words:?}"),
     }
 }

@@ -43,8 +43,10 @@ pub(crate) fn ioctl(fd: i32, request: u64, arg: *mut libc::c_void) -> Result<i32
 
 /// An open device, bound to an iommufd.
 pub(crate) struct Device {
-    device: OwnedFd,
-    _iommu: File,
+    pub(crate) device: OwnedFd,
+    pub(crate) iommu: File,
+    /// What the iommufd calls it.
+    pub(crate) id: u32,
 }
 
 impl Device {
@@ -57,7 +59,7 @@ impl Device {
         // argsz, flags, iommufd, out_devid
         let mut bind = [16_u32, 0, iommu.as_raw_fd() as u32, 0];
         ioctl(device.as_raw_fd(), BIND_IOMMUFD, bind.as_mut_ptr().cast()).map_err(io::Error::from_raw_os_error)?;
-        Ok(Device { device: device.into(), _iommu: iommu })
+        Ok(Device { device: device.into(), iommu, id: bind[3] })
     }
 
     pub(crate) fn reset(&self) -> Result<()> {
@@ -70,6 +72,11 @@ impl Device {
         let mut arg = [argsz, flags, words[0], words[1]];
         let result = ioctl(self.device.as_raw_fd(), DEVICE_FEATURE, arg.as_mut_ptr().cast());
         (result.map(drop), [arg[2], arg[3]])
+    }
+
+    /// The same with as many words as there are.
+    pub(crate) fn feature_words(&self, arg: &mut [u32]) -> Result<()> {
+        ioctl(self.device.as_raw_fd(), DEVICE_FEATURE, arg.as_mut_ptr().cast()).map(drop)
     }
 
     pub(crate) fn get(&self) -> u32 {

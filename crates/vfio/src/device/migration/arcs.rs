@@ -41,6 +41,8 @@ impl Migration {
                 self.enter(State::Error, now);
                 Err(Errno::EIO)
             }
+            // The way back to a drain would not take it up again: it goes on.
+            Some(Stage::After) if self.is_draining() => Err(Errno::EIO),
             Some(Stage::After) => {
                 // What it did to the device is undone, and nobody has seen it.
                 self.enter(to, now);

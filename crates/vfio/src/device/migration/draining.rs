@@ -84,7 +84,7 @@ impl Migration {
         self.flags.contains(MigrationFlags::P2P) && self.p2p_stop == P2pStop::Quiesce
     }
 
-    fn is_draining(&self) -> bool {
+    pub(super) fn is_draining(&self) -> bool {
         self.endpoint.activity() == Activity::Draining
     }
 
