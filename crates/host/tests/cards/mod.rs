@@ -2,6 +2,7 @@
 //! Accelerators that migrate, and a program that drives them.
 #![allow(clippy::unwrap_used, dead_code)] // helpers of tests fail by panicking; no test uses all
 
+pub(crate) mod oracle;
 pub(crate) mod paging;
 
 use std::sync::Arc;
