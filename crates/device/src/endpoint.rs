@@ -317,7 +317,10 @@ impl Endpoint {
             self.open_inbox(&model);
         }
         drop(model);
-        self.kick();
+        // What was kept is done; others have nothing to do.
+        if activity == Activity::Running {
+            self.kick();
+        }
     }
 
     /// From now on the device begins nothing new, and it is quiesced when what it

@@ -284,8 +284,38 @@ fn rights() {
     let capable = || mark(0xcab1e, 0) == Ok(0);
     let before = capable();
     assert_eq!(capable(), before);
+    // Each thread has its own, and a program that is another user's has none.
+    for change in [drop_lock as fn() -> bool, || unsafe { libc::setresuid(65534, 65534, 65534) == 0 }] {
+        let pid = child(|| {
+            assert_eq!(capable(), before);
+            assert_eq!(capable(), before);
+            if change() {
+                assert!(!capable() && !capable());
+            }
+        });
+        assert_eq!(wait(pid), 0);
+    }
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| !drop_lock() || !capable() && !capable());
+        assert!(other.join().unwrap());
+    });
+    assert_eq!(capable(), before);
     if unsafe { libc::unshare(libc::CLONE_NEWUSER) } == 0 {
         assert!(!capable() && !capable());
+    }
+}
+
+/// The calling thread gives `CAP_IPC_LOCK` away; whether it could.
+fn drop_lock() -> bool {
+    const LOCK: u32 = 1 << 14;
+    let head = [0x2008_0522u32, 0];
+    let mut sets = [0u32; 6];
+    unsafe {
+        if libc::syscall(libc::SYS_capget, head.as_ptr(), sets.as_mut_ptr()) != 0 {
+            return false;
+        }
+        sets[0] &= !LOCK;
+        libc::syscall(libc::SYS_capset, head.as_ptr(), sets.as_ptr()) == 0
     }
 }
 

@@ -405,6 +405,12 @@ impl State {
         Ok(Outcome::GoOn)
     }
 
+    /// The capabilities of the thread are about to change.
+    pub(crate) fn capabilities_change(&mut self, n: &Notification, listener: &Listener) -> Result<Outcome, Errno> {
+        self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?.rights.change_capabilities();
+        Ok(Outcome::GoOn)
+    }
+
     /// `execve` is about to replace memory and close descriptors.
     pub(crate) fn exec(&mut self, n: &Notification, listener: &Listener) -> Result<Outcome, Errno> {
         self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?.before_exec();

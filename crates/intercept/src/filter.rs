@@ -173,6 +173,10 @@ pub(crate) fn assemble(choice: &Choice) -> Vec<sock_filter> {
     let new_user = libc::CLONE_NEWUSER as u32;
     filter.call(libc::SYS_unshare, Block::default().load_low(0).and(new_user).if_equal(new_user, NOTIFY).ret(ALLOW));
     filter.call(libc::SYS_setns, notify());
+    // The ids that files are opened with (`setfsuid`) have no part in these.
+    for nr in [libc::SYS_capset, libc::SYS_setuid, libc::SYS_setreuid, libc::SYS_setresuid] {
+        filter.call(nr, notify());
+    }
 
     if choice.paths {
         path_calls(&mut filter);
@@ -295,6 +299,9 @@ mod tests {
         assert!(!limit(libc::SYS_prlimit64, [0, files, 8]));
         assert!(limit(libc::SYS_unshare, [(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64, 0, 0]));
         assert!(!limit(libc::SYS_unshare, [libc::CLONE_NEWNS as u64, 0, 0]));
+        for nr in [libc::SYS_capset, libc::SYS_setuid, libc::SYS_setreuid, libc::SYS_setresuid] {
+            assert!(limit(nr, [0; 3]), "who becomes another user has other capabilities");
+        }
     }
 
     #[test]

@@ -113,6 +113,7 @@ impl Process {
     /// It is about to call `execve`, which may fail.
     pub(crate) fn before_exec(&mut self) {
         self.forget_all();
+        self.rights.change_capabilities();
         self.exec_seen = true;
         if self.memory.is_none() {
             // Undumpable processes give nothing: then every exec counts as a success.

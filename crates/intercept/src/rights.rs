@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a process may do, remembered from one mapping to the next.
 //!
-//! Its limit on locked memory and whether its user namespace is the machine's
-//! first cost a system call or more to ask for. They change by calls that are
-//! rare, so the filter shows them; but it shows them before they are done, and
-//! nobody tells when that is. So from the first on nothing is remembered,
-//! until another program is executed.
+//! Its limit on locked memory, its capabilities and whether its user namespace
+//! is the machine's first cost a system call or more to ask for. They change by
+//! calls that are rare, so the filter shows them; but it shows them before they
+//! are done, and nobody tells when that is. So from the first on nothing is
+//! remembered, until another program is executed.
+//!
+//! Capabilities are a thread's, but threads start with what their makers have
+//! and a process starts with one: until the first such call all of a process's
+//! threads have the same. A program that is executed may have others than the
+//! one before, and another thread may ask while that is under way.
 //!
 //! A limit that somebody outside the lab changes is not seen at once. What is
-//! remembered only ever allows: before anything is refused the limit is read.
+//! remembered of it only ever allows: before anything is refused it is read.
 
 use std::cell::Cell;
 
@@ -20,7 +25,10 @@ use sys::limits::{self, Capabilities};
 pub(crate) struct Rights {
     memlock: Cell<Option<u64>>,
     first_namespace: Cell<Option<bool>>,
+    capabilities: Cell<Option<Capabilities>>,
     changing: Cell<bool>,
+    /// Capabilities are.
+    dropping: Cell<bool>,
 }
 
 impl Rights {
@@ -34,6 +42,13 @@ impl Rights {
         self.changing.set(true);
         self.memlock.set(None);
         self.first_namespace.set(None);
+        self.capabilities.set(None);
+    }
+
+    /// The capabilities of one of its threads are about to change, if no others.
+    pub(crate) fn change_capabilities(&self) {
+        self.dropping.set(true);
+        self.capabilities.set(None);
     }
 
     /// `RLIMIT_MEMLOCK` of the process now.
@@ -51,9 +66,13 @@ impl Rights {
 
     /// Whether a thread of the process has a capability.
     pub(crate) fn capable(&self, tid: i32, capability: Capability) -> bool {
+        if let Some(all) = self.capabilities.get() {
+            return all.has(capability);
+        }
         let Ok(all) = Capabilities::in_namespace(tid, self.first_namespace.get()) else { return false };
         if !self.changing.get() {
             self.first_namespace.set(all.first_namespace());
+            self.capabilities.set((!self.dropping.get()).then_some(all));
         }
         all.has(capability)
     }
@@ -77,5 +96,22 @@ mod tests {
         assert!(rights.memlock_allows(me, limit));
         let _ = rights.capable(me, Capability::IpcLock);
         assert_eq!((rights.memlock.get(), rights.first_namespace.get()), (None, None));
+        assert_eq!(rights.capabilities.get(), None);
+    }
+
+    #[test]
+    fn capabilities_are_asked_for_once_until_one_may_be_dropped() {
+        let me = std::process::id() as i32;
+        let rights = Rights::default();
+        let may = rights.capable(me, Capability::IpcLock);
+        assert_eq!(rights.capabilities.get(), Capabilities::of(me).ok());
+        // Nobody has this id, so only what is remembered can answer.
+        assert_eq!(rights.capable(i32::MAX, Capability::IpcLock), may);
+        rights.change_capabilities();
+        assert!(!rights.capable(i32::MAX, Capability::IpcLock));
+        assert_eq!(rights.capable(me, Capability::IpcLock), may);
+        assert_eq!(rights.capabilities.get(), None);
+        let limit = rights.memlock(me);
+        assert_eq!(rights.memlock.get(), Some(limit), "a limit is none of them");
     }
 }

@@ -186,6 +186,9 @@ impl State {
             libc::SYS_dup2 => self.duplicated(n, listener),
             libc::SYS_setrlimit | libc::SYS_unshare | libc::SYS_setns => self.rights_change(n, listener, false),
             libc::SYS_prlimit64 => self.rights_change(n, listener, n.args[0] as i32 != 0),
+            libc::SYS_capset | libc::SYS_setuid | libc::SYS_setreuid | libc::SYS_setresuid => {
+                self.capabilities_change(n, listener)
+            }
             libc::SYS_ftruncate => self.resize(n, listener, Errno::EINVAL),
             libc::SYS_fallocate => self.resize(n, listener, Errno::ENODEV),
             _ if self.isolation == Isolation::Paths => self.path_call(n, listener),

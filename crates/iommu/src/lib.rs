@@ -46,6 +46,8 @@ mod domain;
 mod gather;
 mod mapping;
 mod marks;
+#[cfg(test)]
+mod marks_tests;
 mod memories;
 mod memory;
 mod nested;

@@ -22,13 +22,19 @@ use crate::sync::WINDOW;
 const PAGE: u32 = 12;
 /// Chunks that a window has at most: 1 TiB of pages.
 const MOST: u64 = 1 << 13;
+/// Chunks that it may have whatever lies between them: 128 GiB of pages.
+const NEAR: u64 = 1 << 10;
+/// Beyond that it becomes no more than so many times as long at once: a page
+/// far away is no reason to look through all between.
+const GROWTH: u64 = 4;
 
 /// A place's bitmap.
 ///
 /// Bits lie side by side in a window that grows to where they are needed, so
 /// that a mark finds its word without looking for it; pages of the window that
 /// nobody wrote to take no memory. What lies too far away, or has granules of
-/// another size, is found in a tree.
+/// another size, is found in a tree. Where there comes to be more in the tree
+/// than in the window, the window goes there.
 #[derive(Debug)]
 pub(crate) struct Marks {
     /// Number of the window's first word.
@@ -96,14 +102,38 @@ impl Marks {
     fn other(&mut self, number: u64) -> Option<&mut Chunk> {
         use std::collections::btree_map::Entry;
 
+        if self.is_elsewhere() && !self.others.contains_key(&number) {
+            self.abandon_window();
+            if let Some(index) = self.index(number) {
+                return self.window.get_mut(index);
+            }
+        }
         match self.others.entry(number) {
             Entry::Occupied(entry) => Some(entry.into_mut()),
             Entry::Vacant(entry) => Some(entry.insert(self.budget.take()?)),
         }
     }
 
+    /// Whether there is more in the tree than in the window; asked the more
+    /// seldom the more there is.
+    fn is_elsewhere(&self) -> bool {
+        let count = self.others.len();
+        self.shift == PAGE && count.is_power_of_two() && count as u64 >= WINDOW && count >= self.window.len()
+    }
+
+    /// Puts what is in the window into the tree.
+    #[cold]
+    fn abandon_window(&mut self) {
+        let first = self.numbers().start;
+        let window = std::mem::take(&mut self.window);
+        for (number, chunk) in (first..).zip(&window).filter(|(_, chunk)| !is_clean(chunk)) {
+            self.others.insert(number, self.budget.copy(chunk));
+        }
+        self.budget.give_many(window, false);
+    }
+
     /// The numbers of the window's chunks.
-    fn numbers(&self) -> Range<u64> {
+    pub(crate) fn numbers(&self) -> Range<u64> {
         let first = self.base / WORDS as u64;
         first..first + self.window.len() as u64
     }
@@ -125,6 +155,9 @@ impl Marks {
         let old = self.numbers();
         let new = if !old.is_empty() {
             let (first, end) = (old.start.min(number), old.end.max(number + 1));
+            if end - first > NEAR.max(GROWTH * (old.end - old.start)) {
+                return false;
+            }
             // At least twice as many, so that it does not happen often.
             let more = (end - first).max(2 * (old.end - old.start)).min(MOST) - (end - first).min(MOST);
             if number < old.start { first.saturating_sub(more)..end } else { first..end + more }

@@ -17,8 +17,8 @@ use caller::Caller;
 
 /// Words that are read and written at once: few enough to stay in a cache.
 const GATHER: usize = 16 << 10;
-/// Words that are read at first (a longer run of dirty pages is seen coming),
-/// and most that are changed at once.
+/// Words that are read at first, and most that are changed at once. Where more is
+/// dirty behind them, [`GATHER`] are read: each look costs 5 µs of its own.
 const FIRST: usize = 512;
 
 thread_local! {
@@ -225,7 +225,7 @@ impl<'a> DirtyBitmap<'a> {
             self.unread = true;
         }
         self.known = end;
-        self.ahead = (2 * self.ahead).min(GATHER);
+        self.ahead = GATHER;
     }
 
     /// Writes what is to be written.

@@ -20,6 +20,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::args;
 use crate::binding::Around;
+use crate::device::Request;
 use crate::ownership::Kind;
 use crate::{Context, Vfio};
 
@@ -103,7 +104,7 @@ impl Vfio {
     pub(crate) fn cdev_ioctl(
         &mut self,
         file: FileId,
-        request: u32,
+        (request, feature): (u32, Option<&(u32, Request)>),
         arg: u64,
         cx: &mut Context<'_>,
     ) -> Option<Result<Reply, Errno>> {
@@ -121,7 +122,7 @@ impl Vfio {
                 self.devices.idle(address, cx.board);
                 Some(result.map(done))
             }
-            FEATURE => self.context_feature(address, arg, cx).map(|result| result.map(Reply::Value)),
+            FEATURE => self.context_feature(address, feature?, cx).map(|result| result.map(Reply::Value)),
             _ => None,
         }
     }

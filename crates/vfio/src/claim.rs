@@ -61,12 +61,16 @@ impl Vfio {
     }
 
     /// The features that are about a whole context; `None`: another one.
-    pub(crate) fn context_feature(&self, address: Address, arg: u64, cx: &Context<'_>) -> Option<Result<u64, Errno>> {
+    pub(crate) fn context_feature(
+        &self,
+        address: Address,
+        (index, request): &(u32, Request),
+        cx: &Context<'_>,
+    ) -> Option<Result<u64, Errno>> {
         let context = self.bindings.get(address)?.context;
-        let (index, request) = Request::parse(arg, cx.caller).ok()?;
-        match index {
-            DEV_ID_ADDRESS => Some(self.dev_id_address(context, &request, cx.caller)),
-            SHARED_SPACES => Some(self.shared_spaces(context, &request, cx.caller)),
+        match *index {
+            DEV_ID_ADDRESS => Some(self.dev_id_address(context, request, cx.caller)),
+            SHARED_SPACES => Some(self.shared_spaces(context, request, cx.caller)),
             _ => None,
         }
     }
@@ -76,7 +80,7 @@ impl Vfio {
         if !request.check(FeatureFlags::GET, size_of::<DevIdAddress>())? {
             return Ok(0);
         }
-        let mut asked: DevIdAddress = args::read_plain(caller, request.data)?;
+        let mut asked: DevIdAddress = request.read(caller)?;
         let mut devices = self.bindings.in_context(context);
         let (address, _) = devices.find(|(_, bound)| bound.id.0 == asked.dev_id).ok_or(Errno::ENOENT)?;
         (asked.segment, asked.bus, asked.devfn) = (address.segment, address.bus, address.devfn());
@@ -90,7 +94,7 @@ impl Vfio {
         if !request.check(FeatureFlags::GET, head)? {
             return Ok(0);
         }
-        let mut asked: SharedSpaces = args::read_plain(caller, request.data)?;
+        let mut asked: SharedSpaces = request.read(caller)?;
         if asked.reserved != 0 {
             return Err(Errno::EINVAL);
         }

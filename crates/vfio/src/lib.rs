@@ -39,12 +39,13 @@ use iommufd::{ContextId, Iommufd};
 use pci::recovery::{Call, Channel, Handlers, UserReset, Vote};
 use pci::{Address, SavedConfig};
 use uapi::Errno;
+use uapi::vfio::device::FEATURE;
 
 use binding::Bindings;
 use cdev::Cdevs;
 use container::Container;
-use device::Devices;
 pub use device::MigrationReport;
+use device::{Devices, Request};
 use group::Groups;
 use ownership::GroupTable;
 pub use policy::{RecoveryNames, RecoveryPolicy};
@@ -179,12 +180,15 @@ impl Vfio {
             self.group_ioctl(file, request, arg, cx)
         } else if self.devices.is_stream(file) {
             self.devices.stream_ioctl(file, request, arg, cx.caller).map(|()| Reply::Value(0))
-        } else if let Some(done) = self.cdev_ioctl(file, request, arg, cx) {
-            done
         } else {
+            let feature = (request == FEATURE).then(|| Request::parse(arg, cx.caller));
+            let known = feature.as_ref().and_then(|feature| feature.as_ref().ok());
+            if let Some(done) = self.cdev_ioctl(file, (request, known), arg, cx) {
+                return done;
+            }
             let facts =
                 Facts { groups: &self.groups, table: &self.table, cdevs: &self.cdevs, bindings: &self.bindings };
-            self.devices.ioctl(file, request, arg, cx, &facts)
+            self.devices.ioctl(file, (request, feature), arg, cx, &facts)
         }
     }
 

@@ -10,7 +10,7 @@ use uapi::Errno;
 use uapi::vfio::device::{DmaBuf, DmaRange, Feature, FeatureFlags, LowPowerWakeup, feature, region_index};
 use uapi::vfio::draining::DRAIN;
 use uapi::vfio::recovery::{ERROR_RECOVERY, ErrorRecovery};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::state::{Device, PAGE};
 use super::token::{TOKEN_SIZE, Tokens};
@@ -23,12 +23,29 @@ pub(crate) struct Request {
     pub(crate) data: u64,
     /// Bytes that the caller provides there.
     pub(crate) size: u32,
+    /// What lies there, as far as one look shows it: most features need no other.
+    ahead: [u8; AHEAD],
+    seen: usize,
 }
+
+/// A feature's number and the request, or what is wrong with it.
+pub(crate) type Parsed = Result<(u32, Request), Errno>;
+
+/// As long as the longest structure of a frequent feature.
+const AHEAD: usize = 40;
 
 impl Request {
     /// API-193: the feature's number, and the rest.
-    pub(crate) fn parse(arg: u64, caller: &dyn Caller) -> Result<(u32, Request), Errno> {
-        let head: Feature = args::read(caller, arg, size_of::<Feature>())?;
+    pub(crate) fn parse(arg: u64, caller: &dyn Caller) -> Parsed {
+        const HEAD: usize = size_of::<Feature>();
+        // Not into the next page: that may not be there.
+        let len = (PAGE - arg % PAGE).clamp(HEAD as u64, (HEAD + AHEAD) as u64) as usize;
+        let mut bytes = [0; HEAD + AHEAD];
+        caller.read(arg, &mut bytes[..len])?;
+        let (head, ahead) = Feature::read_from_prefix(&bytes).map_err(|_| Errno::EFAULT)?;
+        if (head.argsz as usize) < HEAD {
+            return Err(Errno::EINVAL);
+        }
         let flags = FeatureFlags::from_bits(head.flags).ok_or(Errno::EINVAL)?;
         let both = FeatureFlags::GET | FeatureFlags::SET;
         if flags.contains(both) && !flags.contains(FeatureFlags::PROBE) {
@@ -36,7 +53,17 @@ impl Request {
         }
         let size = head.argsz - size_of::<Feature>() as u32;
         let data = arg.checked_add(size_of::<Feature>() as u64).ok_or(Errno::EFAULT)?;
-        Ok(((flags & FeatureFlags::INDEX).bits(), Request { flags, data, size }))
+        let ahead = *ahead.first_chunk().ok_or(Errno::EFAULT)?;
+        let request = Request { flags, data, size, ahead, seen: len - HEAD };
+        Ok(((flags & FeatureFlags::INDEX).bits(), request))
+    }
+
+    /// The structure that the data begins with; `EFAULT`.
+    pub(crate) fn read<T: FromBytes + IntoBytes>(&self, caller: &dyn Caller) -> Result<T, Errno> {
+        match self.ahead[..self.seen].get(..size_of::<T>()).map(T::read_from_bytes) {
+            Some(Ok(value)) => Ok(value),
+            _ => args::read_plain(caller, self.data),
+        }
     }
 
     /// API-194: what the feature offers, and whether its data is all there.
@@ -61,14 +88,13 @@ impl Device {
     /// becomes the file of a migration's stream that was opened.
     pub(super) fn feature(
         &mut self,
-        arg: u64,
+        (index, request): (u32, Request),
         caller: &dyn Caller,
         board: &mut Board,
         tokens: &mut Tokens,
         (files, stream, iommufd): (&mut FileIds, &mut Option<FileId>, &mut Iommufd),
         now: u64,
     ) -> Result<u64, Errno> {
-        let (index, request) = Request::parse(arg, caller)?;
         match index {
             feature::MIGRATION
             | feature::MIG_DEVICE_STATE
@@ -130,7 +156,7 @@ impl Device {
         if !request.check(FeatureFlags::SET, size_of::<LowPowerWakeup>())? {
             return Ok(0);
         }
-        let entry: LowPowerWakeup = args::read_plain(caller, request.data)?;
+        let entry: LowPowerWakeup = request.read(caller)?;
         if entry.wakeup_eventfd < 0 {
             return Err(Errno::EINVAL);
         }
@@ -150,7 +176,7 @@ impl Device {
         if !request.check(FeatureFlags::GET, size_of::<DmaBuf>())? {
             return Ok(0);
         }
-        let head: DmaBuf = args::read_plain(caller, request.data)?;
+        let head: DmaBuf = request.read(caller)?;
         if head.nr_ranges == 0 || head.flags != 0 {
             return Err(Errno::EINVAL);
         }

@@ -38,6 +38,7 @@ use uapi::Errno;
 use uapi::vfio::device as request;
 
 use crate::{Context, Options};
+use feature::Parsed;
 pub(crate) use feature::Request;
 use gate::Gate;
 pub(crate) use hot_reset::GroupFacts;
@@ -230,11 +231,12 @@ impl Devices {
         self.files.contains_key(&file)
     }
 
-    /// `ioctl` on a device file, in the order of API-122.
+    /// `ioctl` on a device file, in the order of API-122; of `FEATURE` what
+    /// [`Request::parse`] says.
     pub(crate) fn ioctl(
         &mut self,
         file: FileId,
-        request: u32,
+        (request, feature): (u32, Option<Parsed>),
         arg: u64,
         cx: &mut Context<'_>,
         groups: &dyn GroupFacts,
@@ -270,7 +272,9 @@ impl Devices {
             request::FEATURE => {
                 let mut stream = None;
                 let opens = (&mut *cx.files, &mut stream, &mut *cx.iommufd);
-                let result = device.feature(arg, cx.caller, cx.board, &mut self.tokens, opens, now);
+                let parsed = feature.unwrap_or_else(|| Request::parse(arg, cx.caller));
+                let result = parsed
+                    .and_then(|feature| device.feature(feature, cx.caller, cx.board, &mut self.tokens, opens, now));
                 if let Some(file) = stream {
                     let resuming = device.migration_state() == Some(migration::State::Resuming);
                     self.streams.insert(file, StreamFile { address, resuming });

@@ -28,7 +28,6 @@ use zerocopy::IntoBytes;
 
 use super::Migration;
 use super::fsm::{self, State};
-use crate::args;
 use crate::device::feature::Request;
 use crate::device::state::Device;
 
@@ -41,7 +40,7 @@ impl Device {
         if !request.check(FeatureFlags::GET | FeatureFlags::SET, size_of::<Drain>())? {
             return Ok(());
         }
-        let drain: Drain = args::read_plain(caller, request.data)?;
+        let drain: Drain = request.read(caller)?;
         if request.flags.contains(FeatureFlags::SET) {
             let flags = DrainFlags::from_bits(drain.flags).ok_or(Errno::EINVAL)?;
             if drain.count != 0 || flags.contains(DrainFlags::UNDER_WAY) {

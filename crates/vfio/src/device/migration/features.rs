@@ -9,7 +9,6 @@ use uapi::vfio::migration::{LoggingControl, LoggingReport, MigState, MigrationFl
 use zerocopy::IntoBytes;
 
 use super::{Migration, Stream};
-use crate::args;
 use crate::device::feature::Request;
 use crate::device::state::Device;
 
@@ -57,7 +56,7 @@ impl Device {
             feature::DMA_LOGGING_START => {
                 migration.check_logging()?;
                 if request.check(set, size_of::<LoggingControl>())? {
-                    migration.start_logging(request.data, caller)?;
+                    migration.start_logging(request, caller)?;
                 }
             }
             feature::DMA_LOGGING_STOP => {
@@ -69,7 +68,7 @@ impl Device {
             feature::DMA_LOGGING_REPORT => {
                 migration.check_logging()?;
                 if request.check(get, size_of::<LoggingReport>())? {
-                    migration.report_logging(request.data, caller, board)?;
+                    migration.report_logging(request, caller, board)?;
                 }
             }
             _ => return Err(Errno::ENOTTY),
@@ -88,7 +87,7 @@ impl Migration {
         files: &mut FileIds,
         now: Nanos,
     ) -> Result<Option<FileId>, Errno> {
-        let mut mig: MigState = args::read_plain(caller, request.data)?;
+        let mut mig: MigState = request.read(caller)?;
         let no_stream = |mut mig: MigState, result: Result<(), Errno>| {
             mig.data_fd = -1;
             caller.write(request.data, mig.as_bytes())?;

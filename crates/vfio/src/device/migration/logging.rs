@@ -19,6 +19,7 @@ use zerocopy::IntoBytes;
 
 use super::{Migration, failures};
 use crate::args;
+use crate::device::feature::Request;
 
 /// Most ranges: a page full of them.
 const MAX_RANGES: u32 = 4096 / size_of::<LoggingRange>() as u32;
@@ -39,9 +40,9 @@ impl Migration {
         if self.dma_logging { Ok(()) } else { Err(Errno::ENOTTY) }
     }
 
-    /// DMA_LOGGING_START with the structure at `data` (MIG-052 to MIG-057).
-    pub(super) fn start_logging(&mut self, data: u64, caller: &dyn Caller) -> Result<(), Errno> {
-        let mut control: LoggingControl = args::read_plain(caller, data)?;
+    /// DMA_LOGGING_START with this request (MIG-052 to MIG-057).
+    pub(super) fn start_logging(&mut self, request: &Request, caller: &dyn Caller) -> Result<(), Errno> {
+        let mut control: LoggingControl = request.read(caller)?;
         if control.num_ranges == 0 {
             return Err(Errno::EINVAL);
         }
@@ -75,7 +76,7 @@ impl Migration {
         self.logging = Some(Logging { log, ranges });
         tracing::info!(name: "vfio.dma_logging", device = %self.address, on = true, page = 1_u64 << shift);
         control.page_size = 1 << shift;
-        caller.write(data, control.as_bytes()).inspect_err(|_| self.stop_logging())
+        caller.write(request.data, control.as_bytes()).inspect_err(|_| self.stop_logging())
     }
 
     /// DMA_LOGGING_STOP, which also is no error if it is off (MIG-059).
@@ -86,9 +87,9 @@ impl Migration {
         }
     }
 
-    /// DMA_LOGGING_REPORT with the structure at `data` (MIG-060 to MIG-068).
-    pub(super) fn report_logging(&self, data: u64, caller: &dyn Caller, board: &Board) -> Result<(), Errno> {
-        let report: LoggingReport = args::read_plain(caller, data)?;
+    /// DMA_LOGGING_REPORT with this request (MIG-060 to MIG-068).
+    pub(super) fn report_logging(&self, request: &Request, caller: &dyn Caller, board: &Board) -> Result<(), Errno> {
+        let report: LoggingReport = request.read(caller)?;
         if report.page_size < 4096 || !report.page_size.is_power_of_two() {
             return Err(Errno::EINVAL);
         }

@@ -59,6 +59,27 @@ fn common_check() {
     }
 }
 
+/// API-193, API-194: only what belongs to the request has to be there.
+#[test]
+fn structures_at_the_edge_of_what_is_mapped() {
+    const EDGE: u64 = 0x7000_1000;
+    let mut rig = Rig::with(pci::FunctionSpec { total_vfs: 2, ..spec() }, Options::default());
+    rig.lab.client.memory.map(EDGE - 4096, 4096, true);
+    let token = |rig: &mut Rig, arg: u64| {
+        rig.lab.client.memory.store(arg, Feature { argsz: 24, flags: SET }.as_bytes());
+        rig.ioctl(FEATURE, arg)
+    };
+    assert_eq!(token(&mut rig, EDGE - 24), Ok(0));
+    assert_eq!(token(&mut rig, EDGE - 23), Err(Errno::EFAULT));
+    assert_eq!(token(&mut rig, EDGE - 8), Err(Errno::EFAULT));
+    rig.lab.client.memory.store(EDGE - 8, Feature { argsz: 8, flags: PROBE | SET }.as_bytes());
+    assert_eq!(rig.ioctl(FEATURE, EDGE - 8), Ok(0));
+    rig.lab.client.memory.map(EDGE, 4096, true);
+    for before in [8, 9, 23] {
+        assert_eq!(token(&mut rig, EDGE - before), Ok(0), "in both pages");
+    }
+}
+
 /// API-199, API-201, API-204, API-205
 #[test]
 fn low_power() {
