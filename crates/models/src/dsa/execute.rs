@@ -81,22 +81,31 @@ impl Rules {
 }
 
 impl Accelerator {
-    pub(super) fn rules(&self, queue: usize) -> Rules {
+    /// What a queue takes.
+    pub(super) fn limits(&self, queue: usize) -> Limits {
         let (mode, limits) = (self.wqcfg(queue, wqcfg::MODE), self.wqcfg(queue, wqcfg::LIMITS));
         let blocks = mode & wqcfg::BLOCK_ON_FAULT != 0;
+        Limits {
+            bytes: 1 << field(limits, wqcfg::MAX_TRANSFER),
+            batch: 1 << field(limits, wqcfg::MAX_BATCH),
+            operations: self.queue_operations(queue),
+            withheld: if blocks { 0 } else { flag::BLOCK_ON_FAULT },
+            in_batch: false,
+        }
+    }
+
+    fn rules(&mut self, queue: usize) -> Rules {
+        let mut permissions = std::mem::take(&mut self.room.permissions);
+        permissions.clear();
+        permissions.extend((0..self.config.vectors()).map(|vector| self.permission(vector)));
+        let mode = self.wqcfg(queue, wqcfg::MODE);
         Rules {
             queue,
-            limits: Limits {
-                bytes: 1 << field(limits, wqcfg::MAX_TRANSFER),
-                batch: 1 << field(limits, wqcfg::MAX_BATCH),
-                operations: self.queue_operations(queue),
-                withheld: if blocks { 0 } else { flag::BLOCK_ON_FAULT },
-                in_batch: false,
-            },
+            limits: self.limits(queue),
             pasid_enabled: mode & wqcfg::PASID_ENABLE != 0,
-            blocks,
+            blocks: mode & wqcfg::BLOCK_ON_FAULT != 0,
             breaks: self.config.breaks,
-            permissions: (0..self.config.vectors()).map(|vector| self.permission(vector)).collect(),
+            permissions,
         }
     }
 
@@ -159,6 +168,7 @@ impl Accelerator {
                 break;
             }
         }
+        self.room.permissions = rules.permissions;
         for error in &news.errors {
             self.software_error(io, error);
         }
@@ -299,6 +309,7 @@ impl Work<'_, '_> {
             }
             let Some(next) = batch.fetched.get(batch.next).copied() else {
                 if batch.read == descriptor.size {
+                    (self.room.list, batch.next) = (std::mem::take(&mut batch.fetched), 0);
                     return Ok(batch.ended());
                 }
                 if let Some(outcome) = otherwise.take() {
@@ -367,6 +378,10 @@ impl Work<'_, '_> {
         let count = FETCH.min((descriptor.size - batch.read) as usize);
         let at = descriptor.source.wrapping_add(u64::from(batch.read) * DESCRIPTOR_BYTES as u64);
         batch.next = 0;
+        if batch.fetched.is_empty() {
+            batch.fetched = std::mem::take(&mut self.room.list);
+        }
+        // What is there is read over.
         batch.fetched.resize(count, Descriptor::default());
         let reach = read(self.dma, at, batch.fetched.as_mut_slice().as_mut_bytes());
         let whole = reach.done / DESCRIPTOR_BYTES;

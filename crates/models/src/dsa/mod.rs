@@ -95,6 +95,8 @@ pub struct Accelerator {
     portal: u64,
     /// Turns so far.
     looks: u32,
+    /// The last one found something in a mapped portal.
+    found: bool,
     /// Vectors that were signalled since the last reset, a bit each.
     signalled: u32,
     /// A state was taken over, and nobody was told.
@@ -122,6 +124,7 @@ impl Accelerator {
             next: 0,
             portal: 0,
             looks: 0,
+            found: false,
             signalled: 0,
             arrived: false,
             room: Room::default(),

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use device::Io;
 use vm_memory::{VolatileMemory, VolatileSlice};
 
+use super::spec::DESCRIPTOR_BYTES;
+
 /// Pages that the program loads from and stores to at any time.
 #[derive(Clone, Copy)]
 pub(super) struct Pages<'a>(Option<VolatileSlice<'a>>);
@@ -52,6 +54,16 @@ impl<'a> Pages<'a> {
     /// 64 bits of a descriptor.
     pub(super) fn load_long(&self, offset: u64) -> u64 {
         self.long(offset).map_or(0, |long| long.load(Ordering::Acquire))
+    }
+
+    /// All of a descriptor, 64 bits at a time.
+    pub(super) fn load_place(&self, offset: u64) -> [u64; DESCRIPTOR_BYTES / 8] {
+        let place = self.0.as_ref().zip(usize::try_from(offset).ok());
+        let place = place.and_then(|(slice, at)| slice.subslice(at, DESCRIPTOR_BYTES).ok());
+        std::array::from_fn(|n| {
+            let long = place.as_ref().and_then(|place| place.get_atomic_ref::<AtomicU64>(8 * n).ok());
+            long.map_or(0, |long| long.load(Ordering::Acquire))
+        })
     }
 
     pub(super) fn store_long(&self, offset: u64, value: u64) {

@@ -27,6 +27,8 @@ const PORTALS: u64 = 4;
 const PLACES: usize = PAGE as usize / DESCRIPTOR_BYTES;
 /// Looks at the next place to one at all of them.
 const ROUNDS: u32 = 8;
+/// The same while the next place has something.
+const BUSY_ROUNDS: u32 = 64;
 /// Offset in a place of what became of its descriptor.
 pub const ANSWER: u64 = 8;
 
@@ -147,23 +149,27 @@ impl Accelerator {
         }
         // The first portal is what everybody uses: the others in turns.
         self.portal = self.portal % (PORTALS - 1) + 1;
+        let rounds = if self.found { BUSY_ROUNDS } else { ROUNDS };
         let mut found = false;
         for number in 0..self.queues.len() {
             if self.queues.get(number).is_some_and(|queue| queue.enabled) {
-                found |= self.scan_portal(io, pages, number, 0);
-                found |= self.scan_portal(io, pages, number, self.portal);
+                found |= self.scan_portal(io, pages, number, 0, rounds);
+                found |= self.scan_portal(io, pages, number, self.portal, rounds);
             }
         }
+        self.found = found;
         found
     }
 
-    fn scan_portal(&mut self, io: &Io<'_>, pages: Pages<'_>, number: usize, portal: u64) -> bool {
+    /// Takes descriptors from one page. All places are looked at in each of so
+    /// many `rounds`.
+    fn scan_portal(&mut self, io: &Io<'_>, pages: Pages<'_>, number: usize, portal: u64, rounds: u32) -> bool {
         let page = (number as u64 * PORTALS + portal) * PAGE;
         let first = self.queues.get(number).map_or(0, |queue| queue.next);
         let mut found = false;
         // Who goes round has stored in the next place, who does not in the one
         // before. The others are looked at now and then.
-        let quickly = !self.looks.is_multiple_of(ROUNDS);
+        let quickly = !self.looks.is_multiple_of(rounds);
         for n in 0..PLACES {
             let index = (first + n) % PLACES;
             let place = page + (index * DESCRIPTOR_BYTES) as u64;
@@ -202,7 +208,7 @@ impl Accelerator {
     }
 
     fn take_place(&mut self, io: &Io<'_>, pages: Pages<'_>, number: usize, portal: u64, place: u64) {
-        let read = || -> [u64; 8] { std::array::from_fn(|n| pages.load_long(place + 8 * n as u64)) };
+        let read = || pages.load_place(place);
         // A store of 64 bytes at once may come in between.
         let mut words = read();
         let mut again = read();

@@ -168,7 +168,7 @@ impl Accelerator {
         if queue.enabled {
             queue.size = self.check_queue(number).map_err(|_| LoadError::Corrupt("a queue that cannot be enabled"))?;
         }
-        let limits = self.rules(number).limits;
+        let limits = self.limits(number);
         for _ in 0..reader.count(queue.size)? {
             queue.ready.push_back(Job::load(&limits, reader)?);
         }
