@@ -20,7 +20,7 @@ mod mm;
 pub mod testing;
 
 pub use accounts::Accounts;
-pub use mm::{Area, ClientFile, Mm, Readiness, UserId};
+pub use mm::{Area, ClientFile, FilePart, Mm, Readiness, UserId};
 pub use parking::{Parking, Ticket, Wait, Wake};
 
 /// An open file of the pretend kernel. Ids are never reused in a lab's life.

@@ -24,6 +24,15 @@ pub struct Area {
     pub shared_file: bool,
 }
 
+/// A part of a shared file, as a device reaches it.
+#[derive(Clone, Debug)]
+pub struct FilePart {
+    /// Its first byte.
+    pub pinned: Pinned,
+    /// Whether devices may write.
+    pub writable: bool,
+}
+
 /// A program's memory, as Linux's reference to an mm. After the program's end
 /// or exec every access is `EFAULT`.
 pub trait Mm: Send + Sync + Debug {
@@ -49,6 +58,29 @@ pub trait Mm: Send + Sync + Debug {
     /// The mapping at `addr` or, failing that, the next one above it
     /// (`find_vma`): `EFAULT` if the address space is gone.
     fn area(&self, addr: u64) -> Result<Option<Area>, Errno>;
+
+    /// [`area`](Self::area), and what of `addr..addr + len` is a shared file,
+    /// made reachable: with `write` to be written as far as the program may
+    /// write there itself. `EFAULT` also for what [`pin`](Self::pin) refuses.
+    fn area_with_file(&self, addr: u64, len: u64, write: bool) -> Result<Option<(Area, Option<FilePart>)>, Errno> {
+        let Some(area) = self.area(addr)? else { return Ok(None) };
+        let Some((start, len)) = area.file_range(addr, len) else { return Ok(Some((area, None))) };
+        let (pinned, writable) = match self.pin(start, len, write) {
+            Err(Errno::EFAULT) if write => (self.pin(start, len, false)?, false),
+            pinned => (pinned?, write),
+        };
+        Ok(Some((area, Some(FilePart { pinned, writable }))))
+    }
+}
+
+impl Area {
+    /// What of `addr..addr + len` is a shared file: its first address and its
+    /// length, if that is not 0.
+    #[must_use]
+    pub fn file_range(&self, addr: u64, len: u64) -> Option<(u64, u64)> {
+        let (start, end) = (self.start.max(addr), self.end.min(addr.saturating_add(len)));
+        (self.shared_file && start < end).then(|| (start, end - start))
+    }
 }
 
 /// A file of a program, as memory for devices. Stays open.

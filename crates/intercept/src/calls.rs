@@ -215,16 +215,34 @@ impl State {
     }
 
     /// Answers `write` and `writev` of a message. `None`: the file takes none.
-    /// What is remembered of a number is not enough: other files are written
-    /// to as well, and a number is closed untold.
+    ///
+    /// Looking takes three system calls of the seven that answer a message. What
+    /// is remembered of a number may be wrong: other files are written to as
+    /// well, and a number can be closed untold while a duplicate stays open. So
+    /// only what the remembered file has taken as a message was meant for it,
+    /// and for all else the number is looked at.
     fn message_call(&mut self, n: &Notification, listener: &Listener, how: Transfer) -> Result<Option<Outcome>, Errno> {
         let [fd, buf, len, ..] = n.args;
         let process = self.processes.of_thread(n.tid, || listener.is_waiting(n.id))?;
+        let known = process.known(fd as i32).map(|known| known.file).filter(|_| !how.vectored);
+        let known = known.filter(|file| self.messages.contains(file) && self.files.is_open(*file));
+        let mut refused = None;
+        if let Some(file) = known {
+            match self.kernel.write_message(file, &[(buf, len)], &thread!(self, process, n.tid)) {
+                Ok(done) => return Ok(Some(Outcome::Done(Ok(done)))),
+                Err(errno) => refused = Some((file, errno)),
+            }
+        }
         let file = match identity::identify(process, n.tid, fd as i32, &self.files, self.farm.tree()) {
             Ok(Identity::File(file)) if self.messages.contains(&file) => file,
             // Also where it cannot be told: the real kernel knows.
             _ => return Ok(None),
         };
+        if let Some((_, errno)) = refused.filter(|(other, _)| *other == file) {
+            return Err(errno);
+        }
+        let kind = self.kernel.kind(file).unwrap_or(FileKind::Other);
+        process.learn(fd as i32, Known { file, kind, device: None });
         let thread = thread!(self, process, n.tid);
         if !how.vectored {
             return self.kernel.write_message(file, &[(buf, len)], &thread).map(|done| Some(Outcome::Done(Ok(done))));

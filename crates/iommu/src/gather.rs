@@ -8,11 +8,18 @@
 
 use std::ops::Range;
 
+use vm_memory::VolatileSlice;
+
 use crate::{Access, DmaFault, FaultReason, Segment, Session};
 
 /// Room for what a [`Gather`] finds, to be used again by the next one.
 #[derive(Debug, Default)]
 pub struct Places(Vec<Place>);
+
+/// Runs up to this length are fetched while others are being translated: a
+/// frame of a network that a program has just touched takes longer to get from
+/// its core than to copy.
+const SHORT: usize = 256;
 
 /// A run of translated bytes.
 #[derive(Clone, Copy, Debug)]
@@ -28,17 +35,27 @@ struct Place {
 pub struct Gather<'s, 'a> {
     session: &'s mut Session<'a>,
     places: &'s mut Vec<Place>,
+    /// The mapping that the first run is in: most others are, too.
+    home: Option<Place>,
+}
+
+/// The runs of a [`Gather`], to be used.
+#[derive(Clone, Copy, Debug)]
+pub struct Gathered<'g, 'a> {
+    session: &'g Session<'a>,
+    places: &'g [Place],
+    home: Option<(Place, VolatileSlice<'g>)>,
 }
 
 impl<'a> Session<'a> {
     /// Starts with no runs.
     pub fn gather<'s>(&'s mut self, places: &'s mut Places) -> Gather<'s, 'a> {
         places.0.clear();
-        Gather { session: self, places: &mut places.0 }
+        Gather { session: self, places: &mut places.0, home: None }
     }
 }
 
-impl Gather<'_, '_> {
+impl<'a> Gather<'_, 'a> {
     /// Translates `iova .. iova + len` and adds its runs, none of which goes
     /// beyond its mapping. A refusal is logged, and nothing is added then.
     /// After IOVA 2^64-1 comes a fault.
@@ -52,10 +69,17 @@ impl Gather<'_, '_> {
         while left > 0 {
             self.session.resolve(at, access)?;
             let hit = *self.session.hit();
-            if !self.session.has(hit.memory) {
+            let Some(memory) = self.session.memory(hit.memory) else {
                 return Err(self.session.refuse(DmaFault { iova: at, access, reason: FaultReason::Memory }));
-            }
+            };
             let run = left.min(usize::try_from(hit.last - at).unwrap_or(usize::MAX).saturating_add(1));
+            if run <= SHORT {
+                memory.prefetch(hit.offset(at), run, access);
+            }
+            if self.home.is_none() {
+                let len = usize::try_from(hit.last - hit.first).unwrap_or(usize::MAX).saturating_add(1);
+                self.home = Some(Place { memory: hit.memory, offset: hit.offset(hit.first), len });
+            }
             self.places.push(Place { memory: hit.memory, offset: hit.offset(at), len: run });
             self.session.mark(&hit, at, run, access);
             left -= run;
@@ -84,9 +108,40 @@ impl Gather<'_, '_> {
         self.places.truncate(len);
     }
 
+    /// The runs, in the order in which they were added.
+    #[must_use]
+    pub fn all(&self) -> Gathered<'_, 'a> {
+        let Gather { session, places, home } = self;
+        let whole = |home: Place| match session.segment(home.memory, home.offset, home.len) {
+            Some(Segment::Direct(slice)) => Some((home, slice)),
+            _ => None,
+        };
+        Gathered { session, places, home: home.and_then(whole) }
+    }
+
     /// Some of the runs, in the order in which they were added.
     pub fn segments(&self, runs: Range<usize>) -> impl Iterator<Item = Segment<'_>> {
+        self.all().segments(runs)
+    }
+}
+
+impl<'g> Gathered<'g, '_> {
+    /// Some of the runs.
+    #[inline]
+    pub fn segments(self, runs: Range<usize>) -> impl Iterator<Item = Segment<'g>> {
         let places = self.places.get(runs).unwrap_or_default();
-        places.iter().filter_map(|place| self.session.segment(place.memory, place.offset, place.len))
+        places.iter().filter_map(move |place| self.segment(place))
+    }
+
+    #[inline]
+    fn segment(&self, place: &Place) -> Option<Segment<'g>> {
+        if let Some((home, slice)) = &self.home
+            && place.memory == home.memory
+            && let Some(at) = place.offset.checked_sub(home.offset)
+            && let Ok(slice) = slice.subslice(at as usize, place.len)
+        {
+            return Some(Segment::Direct(slice));
+        }
+        self.session.segment(place.memory, place.offset, place.len)
     }
 }

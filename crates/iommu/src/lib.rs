@@ -65,7 +65,7 @@ mod vtd;
 
 pub use dirty::DirtyLog;
 pub use domain::Domain;
-pub use gather::{Gather, Places};
+pub use gather::{Gather, Gathered, Places};
 pub use mapping::{MapError, Mapping, Prot};
 pub use memory::{Memory, MemoryFault, PageId, Segment};
 pub use nested::{Nested, Stage1, Stage1Page, Tables};

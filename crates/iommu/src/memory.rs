@@ -5,6 +5,8 @@ use std::fmt::Debug;
 
 use vm_memory::{Bytes, VolatileSlice};
 
+use crate::Access;
+
 /// Memory of a program, as a device reaches it. Offsets are in bytes and mean
 /// what the implementation says (a file offset, a virtual address).
 pub trait Memory: Send + Sync + Debug {
@@ -28,6 +30,12 @@ pub trait Memory: Send + Sync + Debug {
     /// may have been written.
     fn write_many(&self, parts: &[(u64, VolatileSlice<'_>)]) -> Result<(), MemoryFault> {
         parts.iter().try_for_each(|(offset, from)| self.write(*offset, from))
+    }
+
+    /// Bytes that will soon be read or written: where they can be addressed, the
+    /// processor may fetch them meanwhile. Nothing else happens.
+    fn prefetch(&self, offset: u64, len: usize, access: Access) {
+        let _ = (offset, len, access);
     }
 
     /// Whether it is a device's: accesses are transactions with a peer, and

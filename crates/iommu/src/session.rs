@@ -103,15 +103,15 @@ impl<'a> Session<'a> {
     /// Notes what is written of a translation.
     #[inline]
     pub(crate) fn mark(&mut self, hit: &Hit, iova: u64, len: usize, access: Access) {
-        if access == Access::Write {
+        if access == Access::Write && self.state.takes_notes() {
             self.state.mark(hit, iova, len);
         }
     }
 
-    /// Whether a memory that this session has resolved is there.
+    /// A memory that this session has resolved.
     #[inline]
-    pub(crate) fn has(&self, memory: u32) -> bool {
-        self.state.memory(memory).is_some()
+    pub(crate) fn memory(&self, memory: u32) -> Option<&dyn Memory> {
+        self.state.memory(memory)
     }
 
     /// Bytes of a memory that this session has resolved.

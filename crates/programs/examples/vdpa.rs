@@ -67,4 +67,18 @@ fn main() {
     println!("UPDATE of the same range: {:?}", message(&mut node, iotlb::UPDATE, at).map_err(|e| e.to_string()));
     println!("INVALIDATE: {:?}", message(&mut node, iotlb::INVALIDATE, 0));
     println!("UPDATE: {:?}", message(&mut node, iotlb::UPDATE, at));
+    another_file_at_its_number(node);
+}
+
+/// The node stays open under another number, and its own comes to mean a file.
+fn another_file_at_its_number(node: File) {
+    let number = node.as_raw_fd();
+    let mut again = node.try_clone().unwrap();
+    drop(node);
+    let memory = rustix::fs::memfd_create("file", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    assert_eq!(memory.as_raw_fd(), number, "the lowest number that is free");
+    let mut file = File::from(memory);
+    let written = file.write(&[b'x'; 72]);
+    println!("a file at its number: {written:?}, it has {} bytes", file.metadata().unwrap().len());
+    println!("INVALIDATE: {:?}", message(&mut again, iotlb::INVALIDATE, 0));
 }

@@ -6,13 +6,14 @@ use programs::{Vfuse, Way, example, in_each_way};
 
 in_each_way! {
     /// VDPA-1.1, VDPA-1.2, VDPA-7.3, VDPA-8.10, VNET-3.1: how programs find a
-    /// node, that it is open once, and messages through `write`.
+    /// node, that it is open once, and messages through `write`; what is written
+    /// to another file that has got the node's number goes there.
     fn a_node_is_found_and_used(way) {
         let vfuse = Vfuse::new(way).locks_memory().options(["--vdpa", "blk,size=1M,name=disk"]);
         let program = vfuse.place.program(&example("vdpa"));
         let outcome = vfuse.run([program]);
         outcome.succeeded().said("UPDATE: Ok(72)").said("UPDATE of the same range: Err(\"Bad address (os error 14)\")");
-        outcome.said("INVALIDATE: Ok(72)\nUPDATE: Ok(72)");
+        outcome.said("INVALIDATE: Ok(72)\nUPDATE: Ok(72)\na file at its number: Ok(72), it has 72 bytes\nINVALIDATE: Ok(72)");
         vfuse
             .shell(
                 "test -c /dev/vhost-vdpa-0
@@ -52,4 +53,38 @@ fn rust_vmm_without_persist() {
         let outcome = vfuse.run([program.as_os_str(), "without-persist".as_ref()]);
         outcome.succeeded().said("write Some(0)").said(&format!("after a reset: {after}"));
     }
+}
+
+/// VDPA-1.9, VDPA-10.3 to VDPA-10.6: devices come and go while a program has
+/// others open. One that it has open itself loses its node at once and goes when
+/// it is closed; until then its name is taken, and whoever deletes it waits.
+#[test]
+fn devices_come_and_go_under_a_program() {
+    let vfuse = Vfuse::new(Way::RootNamespaces).options(["--vdpa", "blk,size=1M,name=disk"]);
+    let socket = vfuse.place.path("lab.sock").display().to_string();
+    let binary = vfuse.place.program(&programs::vfuse_binary()).display().to_string();
+    let lines = format!(
+        "dev() {{ '{binary}' vdpa dev \"$@\" --control '{socket}' 2>&1; }}
+        exec 7<>/dev/vhost-vdpa-0
+        dev add net,name=n,mac=02:00:00:00:00:07
+        test -c /dev/vhost-vdpa-1 && test -d /sys/bus/vdpa/devices/n/vhost-vdpa-1 && echo it has a node
+        dev show n
+        dev config n
+        dev vstats n 0 || true
+        exec 8<>/dev/vhost-vdpa-1
+        (exec 8>&-; dev del n) &
+        while test -e /dev/vhost-vdpa-1; do kill -0 $! || exit 1; done
+        dev add net,name=n || true
+        dev show n || true
+        kill -0 $! && echo whoever deletes it waits
+        exec 8>&-
+        wait $! && echo it is gone
+        dev del n || true
+        dev add blk,size=1M,name=n && test -c /dev/vhost-vdpa-1 && dev show n
+        (exec 6<>/dev/vhost-vdpa-0) 2>&1 | grep -o busy
+        "
+    );
+    let outcome = vfuse.options(["--control", &socket]).shell(&lines);
+    outcome.succeeded().said("it has a node").said("02:00:00:00:00:07").said("EAGAIN").said("EEXIST").said("ENODEV");
+    outcome.said("whoever deletes it waits").said("it is gone").said("busy");
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use caller::{Area, ClientFile, Mm, Pinned, ProcessId, UserId};
+use caller::{Area, ClientFile, FilePart, Mm, Pinned, ProcessId, UserId};
 use rustix::fs::FileType;
 use uapi::Errno;
 
@@ -118,12 +118,11 @@ impl Mm for ProgramMm {
     }
 
     fn area(&self, addr: u64) -> Result<Option<Area>, Errno> {
-        let area = self.process.vma_from(addr)?;
-        Ok(area.map(|vma| Area {
-            start: vma.start,
-            end: vma.end,
-            shared_file: vma.shared && vma.inode != 0 && !file::is_device(&vma),
-        }))
+        Ok(self.process.vma_from(addr)?.map(|vma| vma.area()))
+    }
+
+    fn area_with_file(&self, addr: u64, len: u64, write: bool) -> Result<Option<(Area, Option<FilePart>)>, Errno> {
+        self.pinner.area(&self.process, addr, len, write)
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod file;
 mod ram;
+mod ring;
 
 pub use file::{FileDisk, OpenDiskError, Options};
 pub use ram::RamDisk;

@@ -20,7 +20,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
-use iommu::{Memory, MemoryFault, PageId};
+use iommu::{Access, Memory, MemoryFault, PageId};
 use uapi::Errno;
 use vm_memory::VolatileSlice;
 
@@ -166,6 +166,10 @@ impl Memory for FileMemory {
             }
         }
         self.copy_carefully(offset, from, Direction::To)
+    }
+
+    fn prefetch(&self, offset: u64, len: usize, access: Access) {
+        self.mapping.prefetch(offset as usize, len, access == Access::Write);
     }
 
     fn identity(&self, offset: u64) -> Option<PageId> {

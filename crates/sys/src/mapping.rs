@@ -130,6 +130,32 @@ impl Mapping {
         Some(unsafe { VolatileSlice::new(self.addr.as_ptr().add(offset), len) })
     }
 
+    /// Fetches the cache lines of a part of it, to be written if `write`. Never
+    /// faults: what is not there is not fetched.
+    #[inline]
+    pub(crate) fn prefetch(&self, offset: usize, len: usize, write: bool) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            const LINE: usize = 64;
+            let start = (self.addr.as_ptr() as usize).wrapping_add(offset);
+            let (mut line, end) = (start & !(LINE - 1), start.wrapping_add(len));
+            while line < end {
+                // SAFETY: hints that access nothing, whatever the address. (The
+                // intrinsic's hint for writing needs a newer target than ours to
+                // be one; a processor that does not know it does nothing.)
+                unsafe {
+                    match write {
+                        true => std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags)),
+                        false => std::arch::asm!("prefetcht0 [{}]", in(reg) line, options(nostack, preserves_flags)),
+                    }
+                }
+                line += LINE;
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (offset, len, write);
+    }
+
     /// Whether a page turned out to be missing since the last repair. Some
     /// pages are not those of the file then.
     pub(crate) fn is_broken(&self) -> bool {

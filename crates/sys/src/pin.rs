@@ -11,10 +11,11 @@
 //! able to write there; to read, to read there.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, Weak};
 
-use caller::{ClientFile, Pinned};
+use caller::{Area, ClientFile, FilePart, Pinned};
 use iommu::{Memory, MemoryFault, PageId};
 use rustix::fs::{FileType, Stat};
 use uapi::Errno;
@@ -23,6 +24,7 @@ use vm_memory::VolatileSlice;
 use crate::client_file::OpenFile;
 use crate::file::{self, FileMemory, Files};
 use crate::process::Process;
+use crate::vma::Vma;
 
 /// Most parts of one range that are kept apart.
 const MAX_PARTS: usize = 1024;
@@ -84,6 +86,57 @@ impl Pinner {
         self.find(process, vaddr, len, write, false)
     }
 
+    /// What [`caller::Mm::area_with_file`] asks for.
+    pub(crate) fn area(
+        &self,
+        process: &Arc<Process>,
+        addr: u64,
+        len: u64,
+        write: bool,
+    ) -> Result<Option<(Area, Option<FilePart>)>, Errno> {
+        let Some(vma) = process.vma_from(addr)? else { return Ok(None) };
+        let area = vma.area();
+        let Some((start, len)) = area.file_range(addr, len) else { return Ok(Some((area, None))) };
+        let find = |write| Ok(whole(process, self.kind(process, &vma, start..start + len, write, false)?, start));
+        let (pinned, writable) = match find(write) {
+            Err(Errno::EFAULT) if write => (find(false)?, false),
+            pinned => (pinned?, write),
+        };
+        Ok(Some((area, Some(FilePart { pinned, writable }))))
+    }
+
+    /// What a range in a mapping is: `EFAULT` as in [`pin`](Self::pin).
+    fn kind(
+        &self,
+        process: &Arc<Process>,
+        vma: &Vma,
+        range: Range<u64>,
+        write: bool,
+        devices: bool,
+    ) -> Result<Kind, Errno> {
+        if !(if write { vma.write } else { vma.read }) {
+            return Err(Errno::EFAULT);
+        }
+        let (offset, len) = (vma.offset + (range.start - vma.start), range.end - range.start);
+        let device = if vma.shared { file::device(vma) } else { None };
+        let peer = match device {
+            Some(_) if !devices => return Err(Errno::EFAULT),
+            Some(device) => device.peer(offset, len)?,
+            None => None,
+        };
+        if let Some(Pinned { memory, offset }) = peer {
+            return Ok(Kind::Peer(memory, offset));
+        }
+        let memory = match vma.shared && vma.inode != 0 {
+            true => self.files.memory(process, vma, offset, len, write)?,
+            false => None,
+        };
+        Ok(memory.map_or(Kind::Process, |memory| {
+            let offset = memory.offset_of(offset);
+            Kind::File(memory, offset)
+        }))
+    }
+
     fn find(&self, process: &Arc<Process>, vaddr: u64, len: u64, write: bool, devices: bool) -> Result<Pinned, Errno> {
         let end = vaddr.checked_add(len).ok_or(Errno::EFAULT)?;
         let mut parts: Vec<Part> = Vec::new();
@@ -91,30 +144,8 @@ impl Pinner {
         let mut at = vaddr;
         while at < end {
             let vma = process.vma(at)?.ok_or(Errno::EFAULT)?;
-            if !(if write { vma.write } else { vma.read }) {
-                return Err(Errno::EFAULT);
-            }
             let stop = vma.end.min(end);
-            let offset = vma.offset + (at - vma.start);
-            let device = if vma.shared { file::device(&vma) } else { None };
-            let peer = match device {
-                Some(_) if !devices => return Err(Errno::EFAULT),
-                Some(device) => device.peer(offset, stop - at)?,
-                None => None,
-            };
-            let kind = if let Some(Pinned { memory, offset }) = peer {
-                Kind::Peer(memory, offset)
-            } else if vma.shared && vma.inode != 0 {
-                match self.files.memory(process, &vma, offset, stop - at, write)? {
-                    Some(memory) => {
-                        let offset = memory.offset_of(offset);
-                        Kind::File(memory, offset)
-                    }
-                    None => Kind::Process,
-                }
-            } else {
-                Kind::Process
-            };
+            let kind = self.kind(process, &vma, at..stop, write, devices)?;
             if at == vaddr && stop == end {
                 return Ok(whole(process, kind, vaddr));
             }

@@ -37,6 +37,14 @@ pub(crate) struct Vma {
     pub(crate) page_size: u64,
 }
 
+impl Vma {
+    /// The mapping as others know it.
+    pub(crate) fn area(&self) -> caller::Area {
+        let shared_file = self.shared && self.inode != 0 && !crate::file::is_device(self);
+        caller::Area { start: self.start, end: self.end, shared_file }
+    }
+}
+
 /// `struct procmap_query` of `linux/fs.h`.
 #[derive(Default)]
 #[repr(C)]

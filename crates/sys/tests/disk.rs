@@ -128,6 +128,53 @@ fn many_parts_have_a_result_each() {
     assert_eq!(parts.map(|part| part.result.is_ok()), [false, false, true, true]);
 }
 
+/// More than go together at a time, of every length, some of them not inside;
+/// a file that ends early; memory that is gone: each has a result of its own.
+#[test]
+fn many_parts_of_addressable_memory() {
+    const PARTS: usize = 150;
+    let mut own: Vec<Vec<u8>> = (0..PARTS).map(|i| vec![i as u8 + 1; 1 + i * 37 % 5000]).collect();
+    let offset = |i: usize| if i % 10 == 7 { SIZE - 1 + i as u64 } else { i as u64 * 5000 };
+    let results = |disk: &dyn Disk, own: &mut [Vec<u8>], write: bool| {
+        let own = own.iter_mut().enumerate();
+        let mut parts: Vec<_> =
+            own.map(|(i, bytes)| DiskPart::new(offset(i), Segment::Direct((&mut bytes[..]).into()))).collect();
+        if write {
+            disk.write_many(&mut parts)
+        } else {
+            disk.read_many(&mut parts)
+        }
+        parts.iter().map(|part| part.result).collect::<Vec<_>>()
+    };
+    let inside = |i: usize| i % 10 != 7;
+    each("direct", |disk| {
+        let wanted: Vec<_> = (0..PARTS).map(|i| if inside(i) { Ok(()) } else { Err(DiskError::OutOfRange) }).collect();
+        assert_eq!(results(disk, &mut own.clone(), true), wanted);
+        let mut got: Vec<Vec<u8>> = own.iter().map(|bytes| vec![0; bytes.len()]).collect();
+        assert_eq!(results(disk, &mut got, false), wanted);
+        assert!((0..PARTS).all(|i| !inside(i) || got[i] == own[i]));
+    });
+    let path = Path::new("direct-short");
+    let disk = path.open(SIZE);
+    let file = std::fs::OpenOptions::new().write(true).open(&path.0).unwrap();
+    file.set_len(100 * 5000 + 100).unwrap();
+    let short = results(&disk, &mut own, false);
+    for (i, result) in short.iter().enumerate().filter(|(i, _)| inside(*i)) {
+        let ends_before = i * 5000 + own[i].len() <= 100 * 5000 + 100;
+        assert_eq!(*result, if ends_before { Ok(()) } else { Err(DiskError::Medium(libc::EIO)) }, "part {i}");
+    }
+    file.set_len(SIZE).unwrap();
+    let gone = map(0, 1 << 16, RW, libc::MAP_SHARED, memfd(0), 0);
+    // SAFETY: a mapping of the test's own; nobody but the kernel touches it.
+    let gone = unsafe { VolatileSlice::new(std::ptr::with_exposed_provenance_mut(gone as usize), 4096) };
+    let mut good = vec![1; 4096];
+    let good = VolatileSlice::from(&mut good[..]);
+    let mut parts = [good, gone, good].map(|slice| DiskPart::new(0, Segment::Direct(slice)));
+    disk.read_many(&mut parts);
+    let memory = Err(DiskError::Memory(MemoryFault));
+    assert_eq!(parts.map(|part| part.result), [Ok(()), memory, Ok(())]);
+}
+
 #[test]
 fn what_is_written_is_read() {
     each("written", |disk| {

@@ -2,9 +2,9 @@
 //! libblkio's `virtio-blk-vhost-vdpa` on a lab's disk, beside its `io_uring` on
 //! the same file: 4 KiB at random, 32 at a time, from the page cache.
 //!
-//! `io_uring` asks for 32 in one system call, and no other thread takes part. The
-//! device's file is read by one `pread` for each request, which four fifths of
-//! its time go to; so a second row has bare `pread`s as the floor.
+//! The device reads its file by `io_uring`, too, a batch in one system call;
+//! what comes on top is a ring between two threads. A second row has bare
+//! `pread`s beside it, one after the other.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;

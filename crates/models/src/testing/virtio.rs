@@ -4,7 +4,7 @@
 //! It keeps descriptors in a free list that it uses from the end, so chains
 //! lie scattered in a split ring's table as they do after a while in use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::TestMemory;
@@ -34,6 +34,10 @@ pub struct DriverRing {
     /// Split: the used index. Packed: the next slot to look at.
     seen: u16,
     seen_wrap: bool,
+    /// With IN_ORDER: ids in the order in which they were added, and those
+    /// that were returned without a used descriptor of their own.
+    order: VecDeque<u16>,
+    skipped: VecDeque<u16>,
 }
 
 impl DriverRing {
@@ -63,6 +67,8 @@ impl DriverRing {
             added: 0,
             seen: base.index,
             seen_wrap: base.wrap,
+            order: VecDeque::new(),
+            skipped: VecDeque::new(),
         };
         if packed {
             // As if all before had been used.
@@ -117,7 +123,11 @@ impl DriverRing {
         };
         self.room -= slots;
         self.added += slots;
-        Some(if self.is_packed() { self.add_packed(&descs) } else { self.add_split(&descs) })
+        let id = if self.is_packed() { self.add_packed(&descs) } else { self.add_split(&descs) };
+        if self.is_packed() && self.setup.features & feature::IN_ORDER != 0 {
+            self.order.push_back(id);
+        }
+        Some(id)
     }
 
     fn write_table(&self, table: u64, descs: &[Desc]) -> Desc {
@@ -198,6 +208,9 @@ impl DriverRing {
     /// # Panics
     /// If the device returns what it was not given.
     pub fn used(&mut self) -> Option<(u16, u32)> {
+        if let Some(id) = self.skipped.pop_front() {
+            return Some((id, 0));
+        }
         let (id, len, slots) = if self.is_packed() {
             let flags = self.get16(self.slot(self.seen) + 14);
             let (avail, used) = (flags & desc::AVAIL != 0, flags & desc::USED != 0);
@@ -206,10 +219,21 @@ impl DriverRing {
             }
             let id = self.get16(self.slot(self.seen) + 12);
             let len = self.get32(self.slot(self.seen) + 8);
-            let held = self.held.remove(&id).unwrap_or_else(|| panic!("buffer {id} was not given"));
-            let slots = held.len() as u16;
+            let ids = match self.setup.features & feature::IN_ORDER {
+                0 => vec![id],
+                _ => self.up_to(id),
+            };
+            let mut slots = 0;
+            for id in &ids {
+                slots += self.held.remove(id).unwrap_or_else(|| panic!("buffer {id} was not given")).len() as u16;
+                self.free.push(*id);
+            }
             (self.seen, self.seen_wrap) = self.forward(self.seen, self.seen_wrap, slots);
-            self.free.push(id);
+            if let [first, skipped @ ..] = &ids[..] {
+                self.room += slots;
+                self.skipped.extend(skipped);
+                return Some((*first, if skipped.is_empty() { len } else { 0 }));
+            }
             (id, len, slots)
         } else {
             if self.get16(self.setup.device + 2) == self.seen {
@@ -225,6 +249,13 @@ impl DriverRing {
         };
         self.room += slots;
         Some((id, len))
+    }
+
+    /// All buffers that were added before `id`, and that one.
+    fn up_to(&mut self, id: u16) -> Vec<u16> {
+        let end = self.order.iter().position(|other| *other == id);
+        let end = end.unwrap_or_else(|| panic!("buffer {id} was not given"));
+        self.order.drain(..=end).collect()
     }
 
     /// Whether the driver wants to be told of the next used buffer.

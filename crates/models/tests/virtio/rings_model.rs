@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use device::virtio::feature::{EVENT_IDX, INDIRECT_DESC, RING_PACKED};
+use device::virtio::feature::{EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED};
 use models::testing::TestMemory;
 use models::testing::virtio::DriverRing;
 use models::virtio::ring::{Batch, Part, Ring};
@@ -100,7 +100,12 @@ fn run(features: u64, size: u16, remote: bool, piece: u64, steps: &[Step]) {
                     assert_eq!((batch.readable(chain), batch.writable(chain)), (&buffer.read[..], &buffer.write[..]));
                 }
                 let take = batch.chains().len().min(*take);
-                let written: Vec<u32> = (0..take as u32).map(|i| i * 3).collect();
+                let written: Vec<u32> = batch
+                    .chains()
+                    .iter()
+                    .zip(0..take as u32)
+                    .map(|(chain, i)| if batch.writable(chain).is_empty() { 0 } else { i * 3 })
+                    .collect();
                 let told = ring.complete(&mut session, &batch, &written).unwrap();
                 if take > 0 && used.is_empty() && wants {
                     assert!(told, "an event was asked for");
@@ -156,13 +161,15 @@ proptest! {
     fn any_steps_of_driver_and_device(
         packed in any::<bool>(),
         event in any::<bool>(),
+        in_order in any::<bool>(),
         size in 1..8_u32,
         (remote, piece) in prop_oneof![Just((false, 1_u64 << 18)), Just((false, 4096)), Just((true, 1 << 18))],
         steps in steps(),
     ) {
         let features = INDIRECT_DESC
             | if packed { RING_PACKED } else { 0 }
-            | if event { EVENT_IDX } else { 0 };
+            | if event { EVENT_IDX } else { 0 }
+            | if in_order { IN_ORDER } else { 0 };
         // Packed rings have any size.
         let size = if packed { (1_u16 << size) - 1 } else { 1 << size };
         run(features, size, remote, piece, &steps);

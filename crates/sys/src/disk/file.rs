@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A disk in a regular file or a block device.
 //!
-//! `pread` and `pwrite` straight between the page cache and the memory of the
-//! program: an error of the medium, or memory that is gone, comes back as a
-//! number. (A mapping of the file would raise SIGBUS for both.) Memory that
-//! cannot be addressed goes through a buffer of the thread.
+//! Straight between the page cache and the memory of the program: several
+//! transfers by `io_uring` in one call, single ones by `pread` and `pwrite`. An
+//! error of the medium, or memory that is gone, comes back as a number. (A
+//! mapping of the file would raise SIGBUS for both.) Memory that cannot be
+//! addressed goes through a buffer of the thread.
 #![allow(unsafe_code)] // pread and pwrite on memory that programs share
 
 use std::cell::RefCell;
@@ -14,13 +15,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use device::{Disk, DiskError};
+use device::{Disk, DiskError, DiskPart};
 use iommu::{MemoryFault, Segment};
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, fdatasync, flock, seek};
 use rustix::io::Errno as Raw;
 use vm_memory::VolatileSlice;
 
-use super::check;
+use super::{check, ring};
 
 /// Size of a thread's buffer.
 const BUFFER: usize = 256 << 10;
@@ -195,6 +196,25 @@ impl FileDisk {
         })
     }
 
+    /// Reads or writes parts, together where that is possible. Whatever has not
+    /// been done so as a whole is done by itself, which gives its error.
+    fn transfer_many(&self, parts: &mut [DiskPart<'_>], write: bool) {
+        let allowed = |part: &DiskPart<'_>| check(self.size, part.offset, part.segment.len() as u64).is_ok();
+        for parts in parts.chunks_mut(ring::MANY) {
+            let done = match write && self.read_only {
+                true => 0,
+                false => ring::transfer(self.file.as_raw_fd(), parts, write, allowed),
+            };
+            for (number, part) in parts.iter_mut().enumerate() {
+                part.result = match (done & 1 << number != 0, write) {
+                    (true, _) => Ok(()),
+                    (false, false) => self.read(part.offset, &part.segment),
+                    (false, true) => self.write(part.offset, &part.segment),
+                };
+            }
+        }
+    }
+
     /// Zeros by deallocating or zeroing the range, else by writing them.
     fn zero(&self, offset: u64, len: u64, ways: &[FallocateFlags]) -> Result<(), DiskError> {
         self.writable()?;
@@ -247,6 +267,14 @@ impl Disk for FileDisk {
                 self.transfer(at, part, true)
             }),
         }
+    }
+
+    fn read_many(&self, parts: &mut [DiskPart<'_>]) {
+        self.transfer_many(parts, false);
+    }
+
+    fn write_many(&self, parts: &mut [DiskPart<'_>]) {
+        self.transfer_many(parts, true);
     }
 
     fn flush(&self) -> Result<(), DiskError> {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use caller::{Accounts, Mm, Pinned};
+use caller::{Accounts, FilePart, Mm, Pinned};
 use iommu::{Memory, MemoryFault};
 use uapi::Errno;
 use uapi::vhost::{IotlbMsg, iotlb};
@@ -70,20 +70,19 @@ impl VdpaDevice {
             if done == size {
                 break Ok(());
             }
-            let at = uaddr.wrapping_add(done);
-            let area = match mm.area(at) {
-                Ok(Some(area)) => area,
+            let (at, left) = (uaddr.wrapping_add(done), size - done);
+            let (area, part) = match mm.area_with_file(at, left, perm & iotlb::WO != 0) {
+                Ok(Some(found)) => found,
                 Ok(None) => break Err(Errno::EINVAL),
                 Err(errno) => break Err(errno),
             };
             // A hole counts as part of the next mapping.
-            let run = (size - done).min(area.end - at);
+            let run = left.min(area.end - at);
             if area.shared_file {
                 let hole = area.start.saturating_sub(at).min(run);
                 let first = iova + done;
-                let record =
-                    file_record(mm, at, run, hole, perm).map(|record| Record { last: first + (run - 1), ..record });
-                if let Err(errno) = record.and_then(|record| self.add_record(asid, first, record)) {
+                let record = Record { last: first + (run - 1), ..file_record(part, hole, perm) };
+                if let Err(errno) = self.add_record(asid, first, record) {
                     break Err(errno);
                 }
             }
@@ -163,22 +162,18 @@ impl VdpaDevice {
 
 /// A part of a shared file, `hole` bytes before it not there. Nobody looks at
 /// the program's rights: what it may not do itself shows when the device tries.
-fn file_record(mm: &dyn Mm, at: u64, len: u64, hole: u64, perm: u8) -> Result<Record, Errno> {
-    let (start, rest) = (at + hole, len - hole);
-    let (pinned, perm) = if rest == 0 {
-        (Pinned { memory: Arc::new(Identity::default()), offset: 0 }, perm)
-    } else {
-        match mm.pin(start, rest, perm & iotlb::WO != 0) {
-            Err(Errno::EFAULT) if perm & iotlb::WO != 0 => (mm.pin(start, rest, false)?, perm & !iotlb::WO),
-            pinned => (pinned?, perm),
-        }
+fn file_record(part: Option<FilePart>, hole: u64, perm: u8) -> Record {
+    let (pinned, perm) = match part {
+        Some(FilePart { pinned, writable: true }) => (pinned, perm),
+        Some(FilePart { pinned, writable: false }) => (pinned, perm & !iotlb::WO),
+        None => (Pinned { memory: Arc::new(Identity::default()), offset: 0 }, perm),
     };
     let Pinned { memory, offset } = pinned;
-    let record = Record { last: 0, perm, memory, offset, pages: 0 };
-    if hole == 0 {
-        return Ok(record);
-    }
-    Ok(Record { memory: Arc::new(AfterHole { hole, memory: record.memory, start: offset }), offset: 0, ..record })
+    let (memory, offset) = match hole {
+        0 => (memory, offset),
+        _ => (Arc::new(AfterHole { hole, memory, start: offset }) as _, 0),
+    };
+    Record { last: 0, perm, memory, offset, pages: 0 }
 }
 
 /// Memory with nothing before it.

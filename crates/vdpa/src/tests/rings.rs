@@ -136,6 +136,29 @@ fn the_kick_counter_keeps_its_value() {
     assert_eq!((kicks(&bench), counter.peek()), (vec![0], 3), "one that was ever signalled kicks at once");
 }
 
+/// VDPA-6.5, VDPA-6.11: a flood of kicks is one look, whatever state the queue is
+/// in; the counter goes on counting.
+#[test]
+fn a_flood_of_kicks_is_one_look() {
+    const FLOOD: u64 = 100_000;
+    let mut bench = Bench::owned(Parent::Sim.spec());
+    bench.negotiate();
+    bench.update(0, 0, 1 << 16, SHARED).unwrap();
+    bench.set_ring(0, 0x1000);
+    bench.ring(request::VDPA_SET_VRING_ENABLE, 0, 1).unwrap();
+    let (fd, counter) = bench.client.eventfd();
+    let event: Arc<dyn Event> = counter.clone();
+    bench.bind(request::SET_VRING_KICK, 0, fd).unwrap();
+    for (round, status) in (1..).zip([0xf, 0xf, 0]) {
+        bench.set_status(status).unwrap();
+        (0..FLOOD).for_each(|_| bench.platform.signal(&event));
+        bench.settle();
+        let kicks = std::mem::take(&mut bench.seen.lock().unwrap().kicks);
+        assert_eq!(kicks, if status == 0 { vec![] } else { vec![0] });
+        assert_eq!(counter.peek(), round * FLOOD);
+    }
+}
+
 /// VDPA-6.6
 #[test]
 fn a_ring_runs_when_ready_and_running() {

@@ -110,6 +110,7 @@ pub struct Net {
     batch: Batch,
     places: Places,
     written: Vec<u32>,
+    found: Vec<receive::Found>,
     out: Frames,
     /// What has come for each pair.
     incoming: Vec<Incoming>,
@@ -122,6 +123,16 @@ struct Incoming {
     frames: Frames,
     /// The first of them that is not delivered.
     next: usize,
+    /// It takes more buffers than were looked at the last time.
+    large: bool,
+}
+
+impl Incoming {
+    /// How many buffers to look at: one a frame is enough, unless they are long.
+    fn buffers(&self) -> usize {
+        let frames = self.frames.len().saturating_sub(self.next);
+        if self.large { BURST } else { frames.max(self.frames.size() / 1024).clamp(1, BURST) }
+    }
 }
 
 /// Frames of a pair.
@@ -160,6 +171,7 @@ impl Net {
             batch: Batch::default(),
             places: Places::default(),
             written: Vec::with_capacity(BURST),
+            found: Vec::with_capacity(BURST),
             out: Frames::new(),
             incoming: (0..pairs).map(|_| Incoming::default()).collect(),
             counters: vec![Counters::default(); pairs],
@@ -259,7 +271,7 @@ impl Net {
         self.announce = false;
         self.incoming.iter_mut().for_each(|incoming| {
             incoming.frames.clear();
-            incoming.next = 0;
+            (incoming.next, incoming.large) = (0, false);
         });
     }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Frames from the port to the driver.
 
+use std::ops::Range;
+
 use device::virtio::VirtioIo;
 use iommu::{Access, Gather};
 
@@ -31,14 +33,16 @@ impl Net {
         let Some(queue) = self.queues.get_mut(usize::from(index)) else { return Err(None) };
         let Some(incoming) = self.incoming.get_mut(usize::from(pair)) else { return Err(None) };
         let mut session = dma.session();
-        let look = queue.look(&mut session, &mut self.batch, BURST);
+        let asked = incoming.buffers();
+        let look = queue.look(&mut session, &mut self.batch, asked);
         if !matches!(look, Look::Some) {
             drop(session);
             return queue.none(&look, dma, io);
         }
         let mut gather = session.gather(&mut self.places);
         self.written.clear();
-        let (mut received, mut dropped, mut sum) = (0, 0, 0);
+        self.found.clear();
+        let (mut received, mut dropped, mut sum, mut more) = (0, 0, 0, false);
         while sum < BATCH_BYTES
             && let Some(frame) = incoming.frames.get_mut(incoming.next)
         {
@@ -50,29 +54,27 @@ impl Net {
                     if let Some(count) = frame.get_mut(NUM_BUFFERS..HEADER) {
                         count.copy_from_slice(&buffers.to_le_bytes());
                     }
-                    let frame = if header == HEADER { frame } else { shorten(frame) };
                     sum += len as u64;
-                    match bytes::copy(gather.segments(before.0..gather.len()), frame, Access::Write) {
-                        Ok(()) => received += 1,
-                        Err(_) => {
-                            dropped += 1;
-                            fail(&mut self.written, before.1);
-                        }
-                    }
+                    let (places, buffers) = (before.0..gather.len(), before.1..self.written.len());
+                    self.found.push(Found { frame: incoming.next, places, buffers });
                 }
                 Placed::NoRoom => {
+                    let looked_at = self.batch.chains().len();
+                    more = looked_at == asked && asked < BURST;
                     // A frame that a whole batch has no room for never has any.
-                    if before.1 > 0 || self.batch.chains().len() < BURST {
+                    if more || before.1 > 0 || looked_at < BURST {
                         self.written.truncate(before.1);
                         gather.truncate(before.0);
                         break;
                     }
                     dropped += 1;
-                    fail(&mut self.written, before.1);
+                    let end = self.written.len();
+                    fail(&mut self.written, before.1..end);
                 }
                 Placed::Nowhere => {
                     dropped += 1;
-                    fail(&mut self.written, before.1);
+                    let end = self.written.len();
+                    fail(&mut self.written, before.1..end);
                 }
                 Placed::TooShort => {
                     self.written.truncate(before.1);
@@ -82,14 +84,28 @@ impl Net {
             }
             incoming.next += 1;
         }
+        // All buffers are on their way here when the first one is filled.
+        let runs = gather.all();
+        for Found { frame, places, buffers } in &self.found {
+            let Some(frame) = incoming.frames.get_mut(*frame) else { continue };
+            let frame = if header == HEADER { frame } else { shorten(frame) };
+            match bytes::copy(runs.segments(places.clone()), frame, Access::Write) {
+                Ok(()) => received += 1,
+                Err(_) => {
+                    dropped += 1;
+                    fail(&mut self.written, buffers.clone());
+                }
+            }
+        }
         if let Some(counters) = self.counters.get_mut(usize::from(pair)) {
             counters.received += received;
             counters.dropped += dropped;
         }
+        incoming.large = more;
         if self.written.is_empty() {
             drop(session);
-            // A frame was dropped, or waits for more buffers.
-            return if dropped > 0 { Ok(true) } else { Err(queue.was_idle(dma, io.now)) };
+            // A frame was dropped, or may have more buffers, or waits for them.
+            return if dropped > 0 || more { Ok(true) } else { Err(queue.was_idle(dma, io.now)) };
         }
         queue.complete(&mut session, &self.batch, &self.written, io, index)
     }
@@ -118,6 +134,15 @@ impl Net {
         }
         !incoming.frames.is_empty()
     }
+}
+
+/// Where a frame goes.
+#[derive(Debug)]
+pub(super) struct Found {
+    frame: usize,
+    places: Range<usize>,
+    /// Of those used.
+    buffers: Range<usize>,
 }
 
 enum Placed {
@@ -152,8 +177,8 @@ fn place(batch: &Batch, gather: &mut Gather<'_, '_>, written: &mut Vec<u32>, len
 }
 
 /// The buffers of a frame that did not get there return empty.
-fn fail(written: &mut [u32], from: usize) {
-    written.iter_mut().skip(from).for_each(|len| *len = 0);
+fn fail(written: &mut [u32], buffers: Range<usize>) {
+    written.get_mut(buffers).unwrap_or_default().fill(0);
 }
 
 /// Takes `num_buffers` out of the header, for a driver that does not know it.

@@ -8,7 +8,7 @@ use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 use zerocopy::IntoBytes;
 
 use super::area::Area;
-use super::batch::{Batch, Chain};
+use super::batch::{BURST, Batch, Chain};
 use super::{Base, RingError, Setup};
 use crate::virtio::spec::ring::{DESC, Desc, desc, event, needs_event};
 use device::virtio::feature;
@@ -22,6 +22,12 @@ const EVENT: usize = 4;
 const EVENT_FLAGS: usize = 2;
 const WRAP: u16 = 1 << 15;
 
+/// How long a device that has found fewer than [`PLENTY`] buffers waits for the
+/// next one, in turns of an empty loop (some 100 ns).
+const PATIENCE: u32 = 8;
+/// Buffers that are worth a batch.
+const PLENTY: usize = 32;
+
 #[derive(Clone, Debug)]
 pub(super) struct Packed {
     size: u16,
@@ -32,6 +38,7 @@ pub(super) struct Packed {
     device: Area,
     indirect: bool,
     event_idx: bool,
+    in_order: bool,
     /// The next slot to take and to use, which are the same between batches.
     next: Slot,
     /// Whether kicks are suppressed; unknown at first, as memory may say either.
@@ -84,6 +91,7 @@ impl Packed {
             device: Area::new(setup.device, EVENT),
             indirect: setup.features & feature::INDIRECT_DESC != 0,
             event_idx: setup.features & feature::EVENT_IDX != 0,
+            in_order: setup.features & feature::IN_ORDER != 0,
             next: Slot { index: setup.base.index, wrap: setup.base.wrap },
             hushed: None,
         }
@@ -100,7 +108,7 @@ impl Packed {
             Some(slice) if slice.load::<u16>(self.next.at() + FLAGS, Ordering::Relaxed).is_ok() => {
                 self.fetch_direct(&slice, batch, limit)
             }
-            _ => self.read(batch, limit, |slot| {
+            _ => self.read(batch, limit, false, |slot| {
                 let mut words = [0; 2];
                 ring.read(session, slot.at(), words.as_mut_bytes())?;
                 // In one copy the flags may be newer than the rest.
@@ -115,26 +123,30 @@ impl Packed {
 
     #[inline]
     fn fetch_direct(&self, slice: &VolatileSlice<'_>, batch: &mut Batch, limit: usize) -> Result<(), RingError> {
-        let Ok(table) = slice.get_array_ref::<[u64; 2]>(0, usize::from(self.size)) else { return Ok(()) };
-        self.read(batch, limit, |slot| {
-            // Slots are below the size. The rest of a descriptor is not older
-            // than its flags.
-            let flags = slice.load::<u16>(slot.at() + FLAGS, Ordering::Acquire).map_or(0, u16::from_le);
-            let [addr, rest] = table.load(usize::from(slot.index));
-            let rest = u64::from_le(rest) & !(0xffff << 48) | u64::from(flags) << 48;
-            Ok([addr, rest.to_le()])
+        let Ok(table) = slice.get_array_ref::<u64>(0, usize::from(self.size) * 2) else { return Ok(()) };
+        self.read(batch, limit, true, |slot| {
+            // Slots are below the size. Length, id and flags are one load; the
+            // address is not older than the flags.
+            let at = usize::from(slot.index) * 2;
+            let rest = table.load(at + 1);
+            fence(Ordering::Acquire);
+            Ok([table.load(at), rest])
         })
     }
 
+    /// Reads what is available. A driver makes the buffers of a burst available
+    /// one by one, each in the cache line that the device looks at; so one that
+    /// is `patient` lets it write, and gets the burst in one batch.
     #[inline]
     fn read(
         &self,
         batch: &mut Batch,
         limit: usize,
+        patient: bool,
         mut load: impl FnMut(Slot) -> Result<[u64; 2], DmaFault>,
     ) -> Result<(), RingError> {
-        let mut at = self.next;
-        for _ in 0..limit {
+        let (mut at, mut waited) = (self.next, false);
+        while batch.chains().len() < limit {
             let mut open = batch.open();
             let chain = self.walk(at, &mut |slot, head| {
                 let (next, id) = Desc::from_packed_words(load(slot)?);
@@ -147,6 +159,11 @@ impl Packed {
                 Ok(Some((id, slots))) => {
                     batch.close(open, id, slots);
                     at = at.forward(slots, self.size);
+                    waited = false;
+                }
+                Ok(None) if patient && !waited && (1..PLENTY).contains(&batch.chains().len()) => {
+                    (0..PATIENCE).for_each(|_| std::hint::spin_loop());
+                    waited = true;
                 }
                 Ok(None) => break,
                 Err(error) => return batch.stop(&open, error),
@@ -186,27 +203,67 @@ impl Packed {
         let Some(slice) = self.ring.direct(session, Access::Write)? else {
             return self.complete_copied(session, chains, written);
         };
+        let (next, slots) = match self.in_order && chains.iter().all(|chain| chain.write_len == 0) {
+            true => self.store_last(&slice, chains),
+            false => self.store_all(&slice, chains, written),
+        };
+        self.next = next;
+        Ok(self.wants_event(session, slots).unwrap_or(true))
+    }
+
+    /// Writes a used descriptor for each buffer; where the ring goes on, and the
+    /// slots used.
+    #[inline]
+    fn store_all(&self, slice: &VolatileSlice<'_>, chains: &[Chain], written: &[u32]) -> (Slot, u32) {
+        let mut places = [self.next; BURST];
         let (mut at, mut slots) = (self.next, 0_u32);
-        for (number, (chain, written)) in chains.iter().zip(written).enumerate() {
-            // The first one's flags come last: the driver goes in order, and
-            // sees all or none.
-            if number > 0 {
-                if let Ok(place) = slice.get_ref::<u64>(at.at() + LEN) {
-                    place.store(element(*written, chain.id, at.used(*written)));
-                }
-            } else if let (Ok(len), Ok(id)) = (slice.get_ref(at.at() + LEN), slice.get_ref(at.at() + ID)) {
-                len.store(written.to_le());
-                id.store(chain.id.to_le());
-            }
+        for (place, chain) in places.iter_mut().zip(chains) {
+            *place = at;
             at = at.forward(chain.slots, self.size);
             slots += u32::from(chain.slots);
         }
-        let flags = self.next.used(written.first().copied().unwrap_or(0));
-        if slice.store(flags.to_le(), self.next.at() + FLAGS, Ordering::Release).is_err() {
-            self.ring.store(session, self.next.at() + FLAGS, flags)?;
+        // The driver goes in order, and sees all or none: the first one comes
+        // last. Its neighbours come just before: the driver looks at their
+        // cache line all the time.
+        for ((place, chain), written) in places.iter().zip(chains).zip(written).skip(1).rev() {
+            if let Ok(element) = slice.get_ref::<u64>(place.at() + LEN) {
+                element.store(used(*written, chain.id, place.used(*written)));
+            }
         }
-        self.next = at;
-        Ok(self.wants_event(session, slots).unwrap_or(true))
+        if let Some((chain, written)) = chains.first().zip(written.first()) {
+            self.store_first(slice, chain.id, *written);
+        }
+        (at, slots)
+    }
+
+    /// Writes one used descriptor for buffers that are only read: its id is that
+    /// of the last one, and the driver knows their order (2.8.8).
+    #[inline]
+    fn store_last(&self, slice: &VolatileSlice<'_>, chains: &[Chain]) -> (Slot, u32) {
+        let slots: u32 = chains.iter().map(|chain| u32::from(chain.slots)).sum();
+        if let Some(last) = chains.last() {
+            self.store_first(slice, last.id, 0);
+        }
+        // At most as many as the ring has.
+        (self.next.forward(slots as u16, self.size), slots)
+    }
+
+    /// Writes the used descriptor in the next slot, its flags last.
+    #[inline]
+    fn store_first(&self, slice: &VolatileSlice<'_>, id: u16, written: u32) {
+        let at = self.next.at();
+        if let (Ok(len), Ok(place)) = (slice.get_ref::<u32>(at + LEN), slice.get_ref::<u16>(at + ID)) {
+            len.store(written.to_le());
+            place.store(id.to_le());
+        }
+        let flags = self.next.used(written).to_le();
+        if slice.store(flags, at + FLAGS, Ordering::Release).is_err()
+            && let Ok(place) = slice.get_array_ref::<u8>(at + FLAGS, 2)
+        {
+            // Not aligned here: whoever maps a ring so has no atomic flags.
+            fence(Ordering::Release);
+            place.copy_from(&flags.to_ne_bytes());
+        }
     }
 
     #[cold]
@@ -219,7 +276,7 @@ impl Packed {
         let (mut at, mut slots) = (self.next, 0_u32);
         let mut first = None;
         for (chain, written) in chains.iter().zip(written) {
-            let element = element(*written, chain.id, at.used(*written)).to_ne_bytes();
+            let element = used(*written, chain.id, at.used(*written)).to_ne_bytes();
             match first {
                 None => first = Some(element),
                 Some(_) => self.ring.write(session, at.at() + LEN, &element)?,
@@ -278,7 +335,7 @@ impl Packed {
 
 /// The second word of a used descriptor.
 #[inline]
-fn element(written: u32, id: u16, flags: u16) -> u64 {
+fn used(written: u32, id: u16, flags: u16) -> u64 {
     (u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48).to_le()
 }
 
