@@ -52,6 +52,9 @@ pub struct Slot {
     /// A task that waits holds the device's lock: who only tries for it, as
     /// resets do, gets `EAGAIN`.
     pub locked: bool,
+    /// Recovery resets the link that it is behind, or in front of, and holds
+    /// the device's lock meanwhile.
+    pub link_reset: bool,
     /// Its driver is being taken away and waits for the users that there are:
     /// no new ones (API-273).
     pub leaving: bool,
@@ -82,6 +85,7 @@ impl Default for Slot {
             reset_methods: None,
             migration: None,
             locked: false,
+            link_reset: false,
             leaving: false,
             mediated: None,
         }
@@ -115,7 +119,13 @@ impl Board {
     /// Whether a task that waits holds the device's lock.
     #[must_use]
     pub fn is_locked(&self, address: Address) -> bool {
-        self.slots.get(&address).is_some_and(|slot| slot.locked)
+        self.slots.get(&address).is_some_and(|slot| slot.locked || slot.link_reset)
+    }
+
+    /// Whether recovery holds the device's lock.
+    #[must_use]
+    pub fn is_link_reset(&self, address: Address) -> bool {
+        self.slots.get(&address).is_some_and(|slot| slot.link_reset)
     }
 
     /// Whether the driver is being taken away from a function.

@@ -143,8 +143,11 @@ impl Host {
                 if self.board.reset_methods(address).is_empty() {
                     return Err(Errno::ENOTTY);
                 }
-                if let Some(ticket) = self.wait_for_lock(address) {
-                    return Ok(Some(ticket));
+                // The bridge above is locked first.
+                for locked in self.board.fabric.parent(address).into_iter().chain([address]) {
+                    if let Some(ticket) = self.wait_for_lock(locked) {
+                        return Ok(Some(ticket));
+                    }
                 }
                 return self.vfio.host_reset_waiting(address, len, &mut self.board, &mut self.parking);
             }
@@ -186,7 +189,7 @@ impl Host {
     /// the lock of one of them.
     fn reset_below(&mut self, bridge: Address, len: u64) -> Stored {
         let below = self.board.fabric.below(bridge);
-        if below.iter().any(|function| self.board.is_locked(*function) || self.vfio.is_resetting(*function)) {
+        if below.iter().chain([&bridge]).any(|function| self.board.is_locked(*function) || self.vfio.is_resetting(*function)) {
             return Err(Errno::EAGAIN);
         }
         Ok(self.vfio.host_reset_all(bridge, len, &mut self.board, &mut self.parking))

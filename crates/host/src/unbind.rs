@@ -74,6 +74,9 @@ impl Host {
         if let Some(ticket) = self.vfio.wait_for_lock(address, &mut self.parking) {
             return Some(ticket);
         }
+        if let Some(ticket) = self.wait_for_link_reset(address) {
+            return Some(ticket);
+        }
         if !self.board.is_locked(address) {
             return None;
         }

@@ -294,7 +294,9 @@ fn only_the_user_of_all_resets_the_link() {
 /// state is known.
 #[test]
 fn given_back_in_the_middle() {
-    let mut w = World::extended("block", "");
+    // Containment resets the link without device locks, so drivers can change.
+    let port = "[[port]]\naddr = \"00:01.0\"\nbus = 1\ndpc = true\n";
+    let mut w = World::new(&format!("{}{port}{}{}", extensions("block"), function(0), function(1)));
     let ((a, _), (b, _)) = (w.user(A), w.user(B));
     w.store(a, CONFIG, 4, &ON);
     let bar = w.host.board().fabric.function(at(A)).unwrap().read(0x10, 4);

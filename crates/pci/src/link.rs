@@ -224,16 +224,21 @@ impl Fabric {
     }
 
     /// The link behind a port fails (until somebody resets it, if `again`, else
-    /// for good), which the port reports as a Surprise Down error unless its
-    /// slot expects devices to go.
+    /// for good), which the port reports as a Surprise Down error. A link that
+    /// is down already, as by a reset, is no surprise (PCI Express 5.0, 3.2.1).
+    /// In a hot-plug slot it is the same as a device that was pulled out: Linux
+    /// takes it away.
     pub fn surprise_down(&mut self, port: Address, again: bool) {
+        if self.is_hotplug(port) {
+            return self.slot_emptied(port, true);
+        }
+        let surprise = self.link_is_up(port);
         if let Some(node) = self.nodes.get_mut(&port) {
             node.presence.down.failed = again;
             node.presence.down.empty |= !again;
         }
         self.reset_behind(port);
-        let expected = self.functions.get(&port).is_some_and(|f| f.spec().slot.is_some_and(|slot| slot.hotplug));
-        if !expected {
+        if surprise {
             let error = AerError { uncorrectable: uncorrectable::SURPRISE_DOWN, ..AerError::default() };
             // A bridge to conventional PCI has no link; nobody reports then.
             let _ = self.raise(port, &error);
@@ -243,24 +248,40 @@ impl Fabric {
     /// The device behind a port is pulled out. In a hot-plug slot that is an
     /// event of the slot, elsewhere a link that fails for good.
     pub fn surprise_removal(&mut self, port: Address) {
-        for address in self.below(port) {
-            if let Some(node) = self.nodes.get_mut(&address) {
-                node.presence.removed = true;
-            }
+        if self.is_hotplug(port) {
+            return self.slot_emptied(port, false);
         }
-        let Some(function) = self.functions.get_mut(&port) else { return };
-        if !function.spec().slot.is_some_and(|slot| slot.hotplug) {
-            return self.surprise_down(port, false);
-        }
-        if let Some(at) = function.capability(cap::EXPRESS) {
-            let status = function.peek(at + 0x1a, 2) & !PRESENCE;
-            function.set(at + 0x1a, 2, status | PRESENCE_CHANGED | LINK_CHANGED);
+        self.remove_behind(port);
+        self.surprise_down(port, false);
+    }
+
+    /// The slot's link is down for good; whether its device is `present`.
+    fn slot_emptied(&mut self, port: Address, present: bool) {
+        self.remove_behind(port);
+        if let Some(function) = self.functions.get_mut(&port)
+            && let Some(at) = function.capability(cap::EXPRESS)
+        {
+            let (gone, changed) = if present { (0, LINK_CHANGED) } else { (PRESENCE, PRESENCE_CHANGED | LINK_CHANGED) };
+            let status = function.peek(at + 0x1a, 2) & !gone;
+            function.set(at + 0x1a, 2, status | changed);
         }
         if let Some(node) = self.nodes.get_mut(&port) {
             node.presence.down.empty = true;
         }
         self.reset_behind(port);
         self.signal(Signal::Removed(port));
+    }
+
+    fn remove_behind(&mut self, port: Address) {
+        for address in self.below(port) {
+            if let Some(node) = self.nodes.get_mut(&address) {
+                node.presence.removed = true;
+            }
+        }
+    }
+
+    fn is_hotplug(&self, port: Address) -> bool {
+        self.functions.get(&port).is_some_and(|f| f.spec().slot.is_some_and(|slot| slot.hotplug))
     }
 
     /// A function leaves the fabric for good, with its virtual functions; what

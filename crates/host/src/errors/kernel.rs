@@ -141,6 +141,12 @@ impl Kernel for Drivers<'_> {
         self.board.is_locked(address) || self.vfio.is_resetting(address)
     }
 
+    fn lock(&mut self, address: Address, on: bool) {
+        if let Some(slot) = self.board.slots.get_mut(&address) {
+            slot.link_reset = on;
+        }
+    }
+
     fn user_resets(&mut self, fabric: &mut Fabric, scope: &[Address]) -> UserReset {
         self.with_board(fabric, |vfio, board| vfio.user_resets(scope, board))
     }

@@ -51,7 +51,7 @@ pub(crate) struct Errors {
     leaving: BTreeSet<Address>,
     /// Functions of which sysfs shows something that has changed.
     touched: BTreeSet<Address>,
-    /// Calls that wait for a function's recovery.
+    /// Calls that wait for a function's recovery, or for its device lock.
     queue: Vec<(Address, Ticket)>,
 }
 
@@ -235,7 +235,8 @@ impl Host {
         for (ticket, wake) in vfio.take_released() {
             parking.wake(ticket, wake);
         }
-        let ready = errors.queue.extract_if(.., |(address, _)| !vfio.is_unsettled(*address));
+        let free = |address: &Address| !vfio.is_unsettled(*address) && !board.is_link_reset(*address);
+        let ready = errors.queue.extract_if(.., |(address, _)| free(address));
         for (_, ticket) in ready {
             parking.wake(ticket, Wake::Retry);
         }
@@ -272,12 +273,19 @@ impl Host {
     /// driver before that is over: the present call waits, and is then made
     /// again (extension).
     pub(crate) fn wait_for_recovery(&mut self, address: Address) -> Option<Ticket> {
-        if !self.vfio.is_unsettled(address) {
-            return None;
-        }
+        self.vfio.is_unsettled(address).then(|| self.queue_up(address))
+    }
+
+    /// Recovery resets the link of a function, and so has its device lock: the
+    /// present call waits, and is then made again.
+    pub(crate) fn wait_for_link_reset(&mut self, address: Address) -> Option<Ticket> {
+        self.board.is_link_reset(address).then(|| self.queue_up(address))
+    }
+
+    fn queue_up(&mut self, address: Address) -> Ticket {
         let ticket = self.parking.park(Wait::Uninterruptible);
         self.errors.queue.push((address, ticket));
-        Some(ticket)
+        ticket
     }
 
     /// A call that waited is gone.

@@ -49,6 +49,12 @@ impl World {
 
     /// Opens a device by its group.
     pub(crate) fn open(&mut self, address: &str) -> FileId {
+        let group = self.enter(address);
+        self.open_device(group, address)
+    }
+
+    /// Opens the group of a device, and puts it into the container.
+    pub(crate) fn enter(&mut self, address: &str) -> FileId {
         let number = self.host.functions().into_iter().find(|f| f.address == address).and_then(|f| f.group).unwrap();
         let group = self.host.open(Node::VfioGroup(number), &self.client).unwrap();
         let first = self.container.is_none();
@@ -67,7 +73,7 @@ impl World {
             let container = self.client.file_id(fd).unwrap();
             self.host.ioctl(container, 0x3b66, 3, &self.client).unwrap();
         }
-        self.open_device(group, address)
+        group
     }
 
     /// GET_DEVICE_FD. It waits for the reset of a device that takes its time.

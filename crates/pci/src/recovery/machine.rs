@@ -45,6 +45,8 @@ pub struct Recovery {
     /// Functions that the phase has still to come to.
     walk: VecDeque<Address>,
     held: Vec<Address>,
+    /// Whose device locks it has.
+    locked: Vec<Address>,
 }
 
 #[derive(Clone, Debug)]
@@ -54,6 +56,8 @@ enum Phase {
     MmioEnabled,
     Decide,
     UserReset,
+    /// Takes the device locks that a bus reset is under.
+    Lock,
     Reset(Reset),
     AfterReset,
     SlotReset,
@@ -85,6 +89,7 @@ impl Recovery {
             phase: Phase::Begin,
             walk: VecDeque::new(),
             held: Vec::new(),
+            locked: Vec::new(),
         }
     }
 
@@ -115,7 +120,8 @@ impl Recovery {
         now: Nanos,
     ) -> (Next, Option<Outcome>) {
         let go = (Next::Now, None);
-        // Every callback is under its function's device lock.
+        // Every callback is under its function's device lock, and a bus reset
+        // under those of the bridge and of all behind it, taken from the top.
         if self.walk.front().is_some_and(|address| kernel.is_locked(*address)) {
             return (Next::Idle, None);
         }
@@ -148,7 +154,7 @@ impl Recovery {
                 if frozen && self.vote == Vote::Recovered && self.reset == ResetBy::Software {
                     self.phase = Phase::UserReset;
                 } else if frozen || self.vote == Vote::NeedReset {
-                    self.begin_reset(fabric, now);
+                    self.prepare_reset(fabric, now);
                 } else {
                     self.phase = Phase::Judge;
                 }
@@ -159,11 +165,21 @@ impl Recovery {
                     self.was_reset = true;
                     self.phase = Phase::AfterReset;
                 }
-                UserReset::No | UserReset::Until(_) => self.begin_reset(fabric, now),
+                UserReset::No | UserReset::Until(_) => self.prepare_reset(fabric, now),
+            },
+            Phase::Lock => match self.walk.pop_front() {
+                Some(address) => {
+                    kernel.lock(address, true);
+                    self.locked.push(address);
+                }
+                None => self.begin_reset(fabric, now),
             },
             Phase::Reset(reset) => match reset.step(fabric, now) {
                 (next, None) => return (next, None),
                 (_, Some(worked)) => {
+                    for address in std::mem::take(&mut self.locked).into_iter().rev() {
+                        kernel.lock(address, false);
+                    }
                     self.root_interrupts(fabric, true);
                     self.was_reset = worked;
                     self.phase = if worked { Phase::AfterReset } else { Phase::Fail };
@@ -231,8 +247,19 @@ impl Recovery {
         go
     }
 
-    fn begin_reset(&mut self, fabric: &mut Fabric, now: Nanos) {
+    /// The root port is silent before the locks are waited for. Containment,
+    /// and the reset of one function, are under none.
+    fn prepare_reset(&mut self, fabric: &mut Fabric, now: Nanos) {
         self.root_interrupts(fabric, false);
+        if self.reset == ResetBy::Software && fabric.is_bus_resettable_behind(self.bridge) {
+            self.broadcast(fabric, Phase::Lock);
+            self.walk.push_front(self.bridge);
+        } else {
+            self.begin_reset(fabric, now);
+        }
+    }
+
+    fn begin_reset(&mut self, fabric: &Fabric, now: Nanos) {
         self.phase = Phase::Reset(match self.reset {
             ResetBy::Software => Reset::error(fabric, self.bridge),
             ResetBy::Containment => Reset::containment(self.bridge, now),

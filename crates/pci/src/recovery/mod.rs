@@ -119,10 +119,17 @@ pub trait Kernel {
     }
 
     /// Whether somebody who waits holds the function's device lock: recovery
-    /// waits for it before each callback (ERR-018).
+    /// waits for it before each callback (ERR-018) and before it takes the
+    /// lock itself.
     fn is_locked(&self, address: Address) -> bool {
         let _ = address;
         false
+    }
+
+    /// Recovery takes a function's device lock for the reset of a link, or
+    /// lets it go: meanwhile nobody else resets, binds or unbinds it.
+    fn lock(&mut self, address: Address, on: bool) {
+        let _ = (address, on);
     }
 
     /// How far the user of these functions is with the reset of their link.

@@ -183,6 +183,13 @@ fn removal_from_a_hot_plug_slot() {
     assert_eq!(status & 0x148, 0x108, "presence and link changed, nothing present");
     let aer = function.extended_capability(cap::EXT_AER).unwrap();
     assert_eq!(function.read(aer + register::UNCORRECTABLE_STATUS, 4), 0);
+    // So it is if the link goes and the device stays.
+    let (mut fabric, port) = behind(FunctionSpec { slot: Some(slot), ..plain_port() });
+    fabric.surprise_down(port, true);
+    assert_eq!(fabric.take_signals(), [Signal::Removed(port)]);
+    let function = fabric.function(port).unwrap();
+    assert_eq!(function.read(function.capability(cap::EXPRESS).unwrap() + 0x1a, 2) & 0x148, 0x140);
+    assert!(fabric.is_removed(at(DRIVE)));
 }
 
 /// What is behind a switch goes with the switch, and comes back with it.

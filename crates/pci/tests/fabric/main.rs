@@ -14,6 +14,7 @@ mod lspci;
 mod peers;
 mod properties;
 mod recovery;
+mod recovery_link;
 mod recovery_random;
 mod reset;
 mod save;

@@ -2,7 +2,7 @@
 //! Linux's recovery, with drivers of every kind: who is called, what they
 //! say, what is reset, who is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pci::aer::AerError;
 use pci::aer::spec::{correctable, register, uncorrectable};
@@ -71,6 +71,10 @@ pub(crate) struct TestKernel {
     held: BTreeMap<Address, i32>,
     models: Vec<Address>,
     removed: Vec<Address>,
+    /// Device locks that recovery took and let go, in order.
+    pub(crate) locks: Vec<(Address, bool)>,
+    /// Functions whose device lock somebody else has.
+    pub(crate) busy: BTreeSet<Address>,
 }
 
 impl Kernel for TestKernel {
@@ -112,6 +116,15 @@ impl Kernel for TestKernel {
         *self.held.entry(address).or_default() += if on { 1 } else { -1 };
     }
 
+    fn is_locked(&self, address: Address) -> bool {
+        self.busy.contains(&address)
+    }
+
+    fn lock(&mut self, address: Address, on: bool) {
+        assert!(!self.busy.contains(&address), "{address}: somebody else has its lock");
+        self.locks.push((address, on));
+    }
+
     fn uevent(&mut self, address: Address, event: Uevent) {
         self.uevents.push((address, event));
     }
@@ -145,13 +158,13 @@ impl Lab {
     }
 
     /// A device of two functions behind a root port.
-    fn pair(a: Driver, b: Driver) -> Lab {
+    pub(crate) fn pair(a: Driver, b: Driver) -> Lab {
         let mut builder = FabricBuilder::new();
         builder.plug_auto(at(A), plain()).plug_auto(at(B), plain());
         Lab::new(&builder, &[(A, a), (B, b)])
     }
 
-    fn raise(&mut self, address: &str, uncorrectable: u32) {
+    pub(crate) fn raise(&mut self, address: &str, uncorrectable: u32) {
         let error = AerError { uncorrectable, header: Some([1, 2, 3, 4]), ..AerError::default() };
         let address = self.fabric.named(address).unwrap_or_else(|| at(address));
         self.fabric.raise(address, &error).unwrap();
@@ -172,7 +185,7 @@ impl Lab {
         self.kernel.reports[from..].iter().filter_map(outcome).collect()
     }
 
-    fn calls(&self, address: &str) -> Vec<Call> {
+    pub(crate) fn calls(&self, address: &str) -> Vec<Call> {
         let address = self.fabric.named(address).unwrap_or_else(|| at(address));
         self.kernel.calls.iter().filter(|call| call.0 == address).map(|call| call.1).collect()
     }
@@ -181,11 +194,11 @@ impl Lab {
         self.kernel.uevents.iter().filter(|event| event.0 == at(address)).map(|event| event.1).collect()
     }
 
-    fn command(&self, address: &str) -> u32 {
+    pub(crate) fn command(&self, address: &str) -> u32 {
         self.fabric.read(at(address), cap::COMMAND, 2)
     }
 
-    fn aer(&self, address: Address, offset: u16) -> u32 {
+    pub(crate) fn aer(&self, address: Address, offset: u16) -> u32 {
         let at = self.fabric.function(address).unwrap().extended_capability(cap::EXT_AER).unwrap();
         self.fabric.read(address, at + offset, 4)
     }
@@ -198,20 +211,20 @@ fn outcome(report: &Report) -> Option<Outcome> {
     }
 }
 
-const A: &str = "01:00.0";
-const B: &str = "01:00.1";
-const ROOT: &str = "00:01.0";
-const NONFATAL: u32 = uncorrectable::ECRC;
-const FATAL: u32 = uncorrectable::MALFORMED;
+pub(crate) const A: &str = "01:00.0";
+pub(crate) const B: &str = "01:00.1";
+pub(crate) const ROOT: &str = "00:01.0";
+pub(crate) const NONFATAL: u32 = uncorrectable::ECRC;
+pub(crate) const FATAL: u32 = uncorrectable::MALFORMED;
 const NORMAL: Call = Call::ErrorDetected(Channel::Normal);
-const FROZEN: Call = Call::ErrorDetected(Channel::Frozen);
-const GONE: Call = Call::ErrorDetected(Channel::PermFailure);
+pub(crate) const FROZEN: Call = Call::ErrorDetected(Channel::Frozen);
+pub(crate) const GONE: Call = Call::ErrorDetected(Channel::PermFailure);
 
-fn recovered(vote: Vote, reset: bool) -> Vec<Outcome> {
+pub(crate) fn recovered(vote: Vote, reset: bool) -> Vec<Outcome> {
     vec![Outcome { vote, recovered: true, reset }]
 }
 
-fn failed(vote: Vote, reset: bool) -> Vec<Outcome> {
+pub(crate) fn failed(vote: Vote, reset: bool) -> Vec<Outcome> {
     vec![Outcome { vote, recovered: false, reset }]
 }
 
@@ -399,7 +412,7 @@ fn channels() {
     }
 }
 
-fn switch(drivers: &[(&str, Driver)]) -> Lab {
+pub(crate) fn switch(drivers: &[(&str, Driver)]) -> Lab {
     let mut builder = FabricBuilder::new();
     builder.add(Item::port(Place::root(), PortType::RootPort).named("root"));
     builder.switch("switch", Place::below("root"), 2, &FunctionSpec::port(PortType::DownstreamPort));

@@ -16,6 +16,8 @@ const PAGE: usize = 4096;
 const VERSION: (usize, u32) = (8, 0x1_0400);
 
 static STOP: AtomicBool = AtomicBool::new(false);
+/// Threads that have begun to load.
+static LOADING: AtomicU64 = AtomicU64::new(0);
 static ALARMS: AtomicU64 = AtomicU64::new(0);
 
 fn ioctl(fd: &OwnedFd, request: u64, words: *mut u32) -> i32 {
@@ -54,6 +56,16 @@ impl Device {
         u64::from(info[6]) | u64::from(info[7]) << 32
     }
 
+    /// An eventfd that tells of errors.
+    fn errors(&self) -> OwnedFd {
+        // SAFETY: takes numbers; the descriptor is ours alone.
+        let event = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };
+        // DATA_EVENTFD, ACTION_TRIGGER, the index of errors, vector 0.
+        let mut set = [24, 4 | 32, 3, 0, 1, event.as_raw_fd() as u32];
+        ioctl(&self.device, 0x3b6e, set.as_mut_ptr());
+        event
+    }
+
     fn map(&self) -> usize {
         let offset = self.region(0) as i64;
         let fd = self.device.as_raw_fd();
@@ -69,13 +81,17 @@ impl Device {
 /// Loads until it is told to stop: values that are not the register's, and the
 /// longest load.
 fn load(bar: usize) -> (u64, Duration) {
-    let (mut wrong, mut longest, mut last) = (0, Duration::ZERO, Instant::now());
+    let (mut wrong, mut longest, mut last, mut first) = (0, Duration::ZERO, Instant::now(), true);
     while !STOP.load(Ordering::Relaxed) {
         // SAFETY: the mapping stays.
         let value = unsafe { ptr::read_volatile((bar + VERSION.0) as *const u32) };
         wrong += u64::from(value != VERSION.1);
         longest = longest.max(last.elapsed());
         last = Instant::now();
+        if first {
+            LOADING.fetch_add(1, Ordering::Relaxed);
+            first = false;
+        }
     }
     (wrong, longest)
 }
@@ -126,6 +142,19 @@ fn block_alarms() {
     }
 }
 
+/// Until something is so that another thread brings about.
+fn until(is: impl Fn() -> bool) {
+    while !is() {
+        thread::yield_now();
+    }
+}
+
+/// Waits for the error, which is told when the device is blocked.
+fn wait_for_error(errors: &OwnedFd) {
+    let mut count = [0; 8];
+    assert_eq!(rustix::io::read(errors, &mut count), Ok(8), "eventfd");
+}
+
 /// Does what the lab counts until it plans its error, then waits for the end
 /// of that as a call does.
 fn recover(device: &Device) {
@@ -148,13 +177,14 @@ fn main() {
     let loaders: Vec<_> = (0..2).map(|_| thread::spawn(move || load(bar))).collect();
     let waiter = thread::spawn(wait);
     let ticker = thread::spawn(alarms);
-    thread::sleep(Duration::from_millis(100));
+    let errors = device.errors();
+    until(|| LOADING.load(Ordering::Relaxed) == 2 && ALARMS.load(Ordering::Relaxed) > 0);
     let start = Instant::now();
     let mut child = 0;
     match &*how {
         "killed" => {
-            thread::spawn(|| {
-                thread::sleep(Duration::from_millis(500));
+            thread::spawn(move || {
+                wait_for_error(&errors);
                 // SAFETY: takes numbers.
                 unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
             });
@@ -165,7 +195,7 @@ fn main() {
             let shared = &device;
             thread::scope(|scope| {
                 scope.spawn(|| recover(shared));
-                thread::sleep(Duration::from_millis(300));
+                wait_for_error(&errors);
                 // SAFETY: the child maps, loads and exits.
                 child = unsafe { libc::fork() };
                 if child == 0 {
@@ -179,7 +209,9 @@ fn main() {
         _ => recover(&device),
     }
     println!("blocked for {} ms", start.elapsed().as_millis());
-    thread::sleep(Duration::from_millis(200));
+    // Signals come again, to a thread that never waited.
+    let before = ALARMS.load(Ordering::Relaxed);
+    until(|| ALARMS.load(Ordering::Relaxed) > before + 10);
     let alarms = ALARMS.load(Ordering::Relaxed);
     STOP.store(true, Ordering::Relaxed);
     for loader in loaders {

@@ -124,11 +124,12 @@ impl Devices {
         if let Some(device) = scope.iter().find(blocked) {
             return Ok(Some(self.gate.park(*device, cx.parking)));
         }
-        if scope.iter().any(|device| cx.board.is_locked(*device)) {
+        let bridge = cx.board.fabric.parent(address);
+        if scope.iter().chain(&bridge).any(|device| cx.board.is_locked(*device) || self.is_resetting(*device)) {
             return Err(Errno::EAGAIN);
         }
         let now = self.now();
-        if let Some(bridge) = cx.board.fabric.parent(address).filter(|bridge| cx.board.fabric.is_slow_behind(*bridge)) {
+        if let Some(bridge) = bridge.filter(|bridge| cx.board.fabric.is_slow_behind(*bridge)) {
             let saved = self.block_all(&scope, cx.board);
             return Ok(Some(self.wait_for_hot_reset(bridge, saved, cx.board, cx.parking)));
         }
@@ -155,7 +156,8 @@ impl Devices {
         }
         let Ok(scope) = board.fabric.hot_reset_scope(address) else { return };
         if scope.iter().all(|device| set.contains(device) && !board.is_locked(*device)) {
-            if scope.iter().any(|device| self.is_resetting(*device)) || self.start_set(&scope, board) {
+            let bridge = board.fabric.parent(address);
+            if scope.iter().chain(&bridge).any(|device| self.is_resetting(*device)) || self.start_set(&scope, board) {
                 return;
             }
             let now = self.now();

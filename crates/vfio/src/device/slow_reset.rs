@@ -49,6 +49,8 @@ struct Slow {
     then: Then,
     /// The bus with all on it.
     link: bool,
+    /// The bridge above, whose lock it has, too.
+    bridge: Option<Address>,
     due: u64,
 }
 
@@ -144,7 +146,8 @@ fn slow_method(method: ResetMethod, address: Address, board: &Board) -> Option<(
 impl Devices {
     /// Whether a reset is under way, which holds the device's lock.
     pub(crate) fn is_resetting(&self, address: Address) -> bool {
-        self.slow_resets.running.iter().any(|slow| slow.saved.iter().any(|(at, _)| *at == address))
+        let holds = |slow: &Slow| slow.bridge == Some(address) || slow.saved.iter().any(|(at, _)| *at == address);
+        self.slow_resets.running.iter().any(holds)
     }
 
     /// A call waits for a function reset that it began. `value`: what it gives
@@ -214,7 +217,8 @@ impl Devices {
         let Some(bridge) = bridge.filter(slow) else { return false };
         let now = self.now();
         let saved = self.prepare_all(scope, board, now);
-        self.run(Slow { reset: Reset::bus(bridge), saved, link: true, then: Then::CloseSet, ..Slow::default() }, board);
+        let (reset, bridge, then) = (Reset::bus(bridge), Some(bridge), Then::CloseSet);
+        self.run(Slow { reset, saved, link: true, bridge, then, ..Slow::default() }, board);
         true
     }
 
@@ -233,7 +237,13 @@ impl Devices {
             None => self.start_closed(address, board),
         };
         match started {
-            Some(started) => Ok(Some(self.wait_for_reset(address, started, (value, true), board, parking))),
+            Some(started) => {
+                let ticket = self.wait_for_reset(address, started, (value, true), board, parking);
+                if let Some(slow) = self.slow_resets.running.iter_mut().find(|slow| slow.ticket == Some(ticket)) {
+                    slow.bridge = board.fabric.parent(address);
+                }
+                Ok(Some(ticket))
+            }
             None => self.host_reset(address, board).map(|()| None),
         }
     }
@@ -286,7 +296,8 @@ impl Devices {
             }
         }
         let (reset, kind) = (Reset::bus(bridge), ResetKind::Bus);
-        self.run_for(Slow { reset, kind, saved, link: true, ..Slow::default() }, board, parking)
+        let bridge = Some(bridge);
+        self.run_for(Slow { reset, kind, saved, link: true, bridge, ..Slow::default() }, board, parking)
     }
 
     fn run(&mut self, slow: Slow, board: &mut Board) {
@@ -387,7 +398,7 @@ impl Devices {
             (Then::CloseSet, _) if worked => self.needs_reset.retain(|device| !set.contains(device)),
             _ => {}
         }
-        for address in set {
+        for address in set.into_iter().chain(slow.bridge) {
             self.let_waiters_go(address);
         }
         true
@@ -419,6 +430,7 @@ impl Default for Slow {
             tells: true,
             then: Then::Nothing,
             link: false,
+            bridge: None,
             due: 0,
         }
     }
