@@ -155,6 +155,9 @@ struct Model {
     responds: bool,
     /// The windows are full of ones.
     ones: bool,
+    /// What the program stored last is in the windows when they are back, and
+    /// counts; the device rests until then.
+    late: bool,
     activity: Activity,
     /// Who is told that it has drained.
     drain: Option<Arc<dyn Event>>,
@@ -183,6 +186,7 @@ impl Endpoint {
             memory: false,
             responds: true,
             ones: false,
+            late: false,
             activity: Activity::Running,
             drain: None,
         };
@@ -237,7 +241,7 @@ impl Endpoint {
         }
         let open = file.is_some();
         model.file = file;
-        model.ones = false;
+        (model.ones, model.late) = (false, false);
         if model.memory {
             self.show(&mut model, now);
         }
@@ -252,22 +256,41 @@ impl Endpoint {
     /// BAR succeeds after the return.
     pub fn set_memory(&self, on: bool, now: Nanos) {
         let mut model = self.lock();
+        let late = model.late;
+        self.switch_memory(&mut model, on, now);
+        drop(model);
+        if on && late {
+            self.kick();
+        }
+    }
+
+    /// Memory decoding off as a fence, where the program does not see it: its
+    /// accesses wait ([`DeviceFile::hold`]). What it has stored before is not
+    /// lost unless the device is reset; meanwhile the device rests.
+    pub fn hold_memory(&self, now: Nanos) {
+        let mut model = self.lock();
+        let shown = model.windows.iter().any(Option::is_some);
+        self.switch_memory(&mut model, false, now);
+        model.late |= shown;
+    }
+
+    fn switch_memory(&self, model: &mut Model, on: bool, now: Nanos) {
         if model.memory == on {
             return;
         }
         if !on {
-            self.shut(&mut model, now);
+            self.shut(model, now);
         }
         model.memory = on;
         if on {
-            self.show(&mut model, now);
+            self.show(model, now);
         } else {
-            self.close_windows(&mut model, now);
+            self.close_windows(model, now);
             if let Some(file) = &model.file {
                 file.set_accessible(false);
             }
         }
-        self.open_inbox(&model);
+        self.open_inbox(model);
     }
 
     /// Whether accesses reach the device at all. If they do not (its link is
@@ -379,6 +402,7 @@ impl Endpoint {
     /// [`Device::load`].
     pub fn load(&self, state: &[u8], now: Nanos) -> Result<(), LoadError> {
         let mut model = self.lock();
+        model.late = false;
         self.with(&mut model, now, |device, io| device.load(io, state))
     }
 
@@ -411,6 +435,7 @@ impl Endpoint {
     pub fn reset(&self, kind: ResetKind, now: Nanos) {
         let mut model = self.lock();
         drop(self.inbox.take());
+        model.late = false;
         model.drain = None;
         self.page_requests.reset();
         self.with(&mut model, now, |device, io| {
@@ -428,7 +453,7 @@ impl Endpoint {
             Err(TryLockError::Poisoned(e)) => e.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        if model.activity == Activity::Stopped {
+        if model.activity == Activity::Stopped || model.late {
             return Some(Turn::Idle);
         }
         self.deliver(&mut model, now);
@@ -517,6 +542,7 @@ impl Endpoint {
 
     /// Makes the windows accessible: the device's, or full of ones.
     fn show(&self, model: &mut Model, now: Nanos) {
+        let late = std::mem::take(&mut model.late);
         if let Some(file) = &model.file {
             file.set_accessible(true);
             let windows: [Option<Arc<dyn Window>>; 6] = std::array::from_fn(|bar| file.window(bar));
@@ -534,6 +560,9 @@ impl Endpoint {
         }
         if !model.responds || model.activity == Activity::Stopped {
             return;
+        }
+        if late {
+            self.with(model, now, |device, io| device.collect(io));
         }
         self.with(model, now, |device, io| device.publish(io));
     }

@@ -189,7 +189,11 @@ impl Host {
     /// the lock of one of them.
     fn reset_below(&mut self, bridge: Address, len: u64) -> Stored {
         let below = self.board.fabric.below(bridge);
-        if below.iter().chain([&bridge]).any(|function| self.board.is_locked(*function) || self.vfio.is_resetting(*function)) {
+        if below
+            .iter()
+            .chain([&bridge])
+            .any(|function| self.board.is_locked(*function) || self.vfio.is_resetting(*function))
+        {
             return Err(Errno::EAGAIN);
         }
         Ok(self.vfio.host_reset_all(bridge, len, &mut self.board, &mut self.parking))

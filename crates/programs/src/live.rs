@@ -183,7 +183,9 @@ impl Monitor {
     /// # Panics
     /// If QEMU is gone.
     pub fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, Value> {
-        writeln!(self.0.get_mut(), "{}", json!({ "execute": command, "arguments": arguments })).expect("QEMU runs");
+        // In one piece: QEMU has done `quit` when it has the last brace.
+        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
+        self.0.get_mut().write_all(line.as_bytes()).expect("QEMU runs");
         loop {
             let mut line = self.line();
             if let Some(result) = line.get_mut("return") {

@@ -99,21 +99,33 @@ fn two_programs_share_a_card_by_its_groups() {
     }
 }
 
-/// HOT-047, HOT-049: a machine that has both functions resets them together,
-/// whether they are in one group or in two.
+/// HOT-047, HOT-049, HOT-050: a machine that has both functions resets them
+/// together, whether they are in one group or in two, by groups or by an
+/// iommufd.
 #[test]
 fn a_machine_with_both_functions_resets_them_together() {
+    let by_iommufd = |device| format!("{device},iommufd=fd0");
     for groups in [Groups::One, Groups::Two] {
-        let vfuse = card(groups);
-        let mut live = vfuse.start(["sh", "-c", &format!("exec {}", staying_qemu(&[FIRST, SECOND]))]);
-        live.wait_for("a monitor", qemu_is_up);
-        let mut monitor = Monitor::connect(&vfuse.place.path("qmp.sock")).expect("it listened just now");
-        let before = vfuse.events("vfio.hot_reset");
-        monitor.run("system_reset");
-        // Done when the monitor answers the next command.
-        live.wait_for("a hot reset", |_| vfuse.events("vfio.hot_reset") > before);
-        monitor.run("quit");
-        live.end();
+        for iommufd in [false, true] {
+            let vfuse = card(groups);
+            let machine = match iommufd {
+                false => staying_qemu(&[FIRST, SECOND]),
+                true => {
+                    let machine = staying_qemu(&[&by_iommufd(FIRST), &by_iommufd(SECOND)]);
+                    format!("{machine} -object iommufd,id=fd0")
+                }
+            };
+            let mut live = vfuse.start(["sh", "-c", &format!("exec {machine}")]);
+            live.wait_for("a monitor", qemu_is_up);
+            let mut monitor = Monitor::connect(&vfuse.place.path("qmp.sock")).expect("it listened just now");
+            let before = vfuse.events("vfio.hot_reset");
+            monitor.run("system_reset");
+            // Done when the monitor answers the next command.
+            live.wait_for("a hot reset", |_| vfuse.events("vfio.hot_reset") > before);
+            assert_eq!(vfuse.events("vfio.bind_iommufd") > 0, iommufd, "by its node or not");
+            monitor.run("quit");
+            live.end();
+        }
     }
 }
 

@@ -16,6 +16,7 @@
 use std::any::Any;
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
+use std::io::Read as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -25,6 +26,7 @@ use device::{DeviceFile, DeviceFiles, NoDeviceFile, RegionLayout, Window};
 use iommu::Memory;
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, fstat, ftruncate, memfd_create, seek};
 use rustix::io::Errno as Raw;
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 use uapi::Errno;
 use vm_memory::VolatileSlice;
 
@@ -36,6 +38,8 @@ use crate::process::round_to_pages;
 const BAR_SHIFT: u32 = 40;
 /// Contents are put aside in pieces of this size, so that they never exist twice.
 const PIECE: u64 = 2 << 20;
+/// What a pipe may have without rights.
+const PIPE: usize = 1 << 20;
 
 /// Makes a memfd for each device that is opened.
 #[derive(Debug, Default)]
@@ -193,17 +197,27 @@ impl Memfd {
 
     /// Puts the contents aside from the end down, and shortens the file by
     /// each piece, so that it never needs twice the memory.
+    ///
+    /// A pipe gets the pages themselves, which then leave the file: what the
+    /// program stores until the last moment is in them. Of a page that it
+    /// stores to for the first time just now that is not so.
     fn close(&self, saved: &mut Vec<(u64, Box<[u8]>)>) -> Result<(), Raw> {
+        let file = self.file()?;
         for (start, end) in self.data()?.into_iter().rev() {
             let mut stop = end;
             while stop > start {
-                let from = stop.saturating_sub(PIECE).max(start);
+                let pages = Pages::new().ok();
+                let piece = pages.as_ref().map_or(PIECE, |pages| pages.room.min(PIECE));
+                let from = stop.saturating_sub(piece).max(start);
                 let mut bytes = vec![0; usize::try_from(stop - from).unwrap_or(0)];
-                if self.file()?.read_exact_at(&mut bytes, from).is_ok() {
+                let taken = pages.as_ref().map_or(0, |pages| pages.take(&file, from, bytes.len()).min(bytes.len()));
+                let (head, tail) = bytes.split_at_mut(taken);
+                // A program that has shortened the file has lost them itself.
+                let mut kept = tail.is_empty() || file.read_exact_at(tail, from + taken as u64).is_ok();
+                ftruncate(&*self.fd, from)?;
+                kept &= head.is_empty() || pages.is_some_and(|pages| pages.read(head).is_ok());
+                if kept {
                     saved.push((from, bytes.into()));
-                }
-                if end - start > PIECE {
-                    ftruncate(&*self.fd, from)?;
                 }
                 stop = from;
             }
@@ -248,6 +262,41 @@ impl Memfd {
 
     fn file(&self) -> Result<File, Raw> {
         Ok(File::from(rustix::io::fcntl_dupfd_cloexec(&*self.fd, 0)?))
+    }
+}
+
+/// A pipe that holds pages of a file.
+struct Pages {
+    out: File,
+    inward: OwnedFd,
+    /// Bytes that it has room for.
+    room: u64,
+}
+
+impl Pages {
+    fn new() -> Result<Pages, Raw> {
+        let (out, inward) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // A user may have too many pipes for more than a little.
+        let _ = fcntl_setpipe_size(&inward, PIPE);
+        let room = fcntl_getpipe_size(&inward)?;
+        Ok(Pages { out: File::from(out), inward, room: room as u64 })
+    }
+
+    /// Takes pages of a file in; how many bytes from `from` on.
+    fn take(&self, file: &File, from: u64, len: usize) -> usize {
+        let mut taken = 0;
+        while taken < len {
+            let mut at = from + taken as u64;
+            match splice(file, Some(&mut at), &self.inward, None, len - taken, SpliceFlags::NONBLOCK) {
+                Ok(0) | Err(_) => break,
+                Ok(more) => taken += more,
+            }
+        }
+        taken
+    }
+
+    fn read(mut self, bytes: &mut [u8]) -> std::io::Result<()> {
+        self.out.read_exact(bytes)
     }
 }
 

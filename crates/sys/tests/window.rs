@@ -90,6 +90,41 @@ fn accesses_while_off_raise_sigbus_and_contents_survive() {
     assert_eq!(window.slice().read_obj::<u8>(13 << 20).unwrap(), 0);
 }
 
+/// What a program has stored before its accesses fail is there afterwards.
+#[test]
+fn no_store_is_lost() {
+    // Before a store, the child says what it was before that.
+    let told = map(0, 4096, RW, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0);
+    for round in 1..=40u64 {
+        let (file, memfd) = create([8192, 0, 0, 0, 0, 0]);
+        let fd = memfd.reopen(libc::O_RDWR).unwrap();
+        let mut child = Child::start(|turns| {
+            let bar = map(0, 8192, RW, libc::MAP_SHARED, fd.as_raw_fd(), offset(0));
+            turns.tell(0);
+            for n in round << 40.. {
+                // SAFETY: both mappings are there, as long as the child is.
+                unsafe {
+                    std::ptr::write_volatile((bar + 4096) as *mut u64, n);
+                    std::ptr::write_volatile(told as *mut u64, n);
+                }
+            }
+        });
+        child.take();
+        // SAFETY: the mapping stays.
+        let stored = || unsafe { std::ptr::read_volatile(told as *const u64) };
+        while stored() >> 40 != round {
+            std::thread::yield_now();
+        }
+        file.set_accessible(false);
+        child.wait_closed();
+        let status = child.reap();
+        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS, "{status:#x}");
+        file.set_accessible(true);
+        let found = file.window(0).unwrap().slice().read_obj::<u64>(4096).unwrap();
+        assert!((stored()..=stored() + 1).contains(&found), "{found:#x} of {:#x}", stored());
+    }
+}
+
 #[test]
 fn a_big_bar_costs_nothing() {
     let (file, memfd) = create([0, 0, 256 << 30, 0, 0, 0]);

@@ -316,7 +316,9 @@ impl Device {
         }
         let waits = blocked && self.held == Held::Waits;
         if waits {
-            // Before anything shows that is not the device.
+            // Before anything shows that is not the device. What the program
+            // stores until then is not lost.
+            self.endpoint.hold_memory(now);
             self.set_accessible(false, now);
         }
         self.endpoint.set_responding(answers && decodes && self.recovery.is_open(), now);
