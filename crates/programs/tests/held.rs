@@ -48,6 +48,18 @@ in_each_way! {
         assert!(number(&outcome, "longest ") >= 900, "{}", outcome.text);
     }
 
+    /// One error after the other, each over at once: who is told that an access
+    /// failed when the device is back already makes it again.
+    fn loads_wait_in_a_storm_of_errors(way) {
+        let error = |n: u32| {
+            format!("[[error]]\ndevice = \"01:00.0\"\nuncorrectable = \"COMP_ABORT\"\nafter_calls = {}\n", 15 + 3 * n)
+        };
+        let storm: String = (0..250).map(error).collect();
+        let outcome = held(way, &format!("{}{storm}", lab(BLOCK).split("[[error]]").next().unwrap_or_default()), "storm");
+        outcome.succeeded().said("interrupted 0, alarms true");
+        assert_eq!(outcome.text.matches("wrong 0, ").count(), 2, "{}", outcome.text);
+    }
+
     /// A program that dies while its threads wait leaves nothing behind.
     fn who_waits_can_be_killed(way) {
         let start = Instant::now();

@@ -124,15 +124,19 @@ pub(super) fn is_dead(tid: i32) -> bool {
 pub(super) fn may_owe(tid: i32, ran: u64) -> bool {
     let Some(text) = status(tid) else { return false };
     let pending = field(&text, "SigPnd:").and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
-    let runs = field(&text, "State:").is_some_and(|state| state.starts_with('R'));
-    // Between the fault and the signal nobody sleeps.
+    // Between the fault and the signal a thread sleeps for a lock at most, and
+    // not where a signal would wake it.
+    let runs = field(&text, "State:").is_some_and(|state| state.starts_with(['R', 'D']));
     pending & 1 << (libc::SIGBUS - 1) != 0 || runs && on_cpu(tid).saturating_sub(ran) < SOON
 }
 
-/// More than it takes from a fault to its signal, in nanoseconds.
-const SOON: u64 = 500_000;
+/// More than it takes from a fault to its signal, in nanoseconds: half a
+/// millisecond, and a tick of the slowest clock there is (`CONFIG_HZ=100`),
+/// for so much of what a thread has run before may be counted only afterwards.
+const SOON: u64 = 10_500_000;
 
-/// A thread's time on a processor, in nanoseconds.
+/// A thread's time on a processor, in nanoseconds, as of the last tick or
+/// switch.
 pub(super) fn on_cpu(tid: i32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{tid}/schedstat")).unwrap_or_default();
     text.split_ascii_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0)

@@ -30,7 +30,7 @@ struct Tracer {
     known: BTreeSet<InodeId>,
     /// Who waits, and for what.
     waiting: BTreeMap<i32, InodeId>,
-    /// Accesses that were made again.
+    /// Accesses that were made again since something was held last.
     again: BTreeMap<i32, u64>,
     /// Until when news of the past is waited for, and what each thread had run
     /// when that began.
@@ -100,6 +100,8 @@ impl Tracer {
         match order {
             Order::Hold(file) => {
                 let works = self.seize_all(|pid| tracee::maps(pid, file));
+                // Who came too late for the last one may come too late for this.
+                self.again.clear();
                 if works {
                     self.held.insert(file);
                     self.known.insert(file);
@@ -217,7 +219,8 @@ impl Tracer {
             (Some(_), Some(file)) if self.held.contains(&file) => {
                 self.waiting.insert(tid, file);
             }
-            // Once: a program may have turned memory off.
+            // Once for each time that it was held: a program may have turned
+            // memory off.
             (Some(address), Some(_)) if self.again.insert(tid, address) != Some(address) => tracee::go_on(tid, 0),
             _ => tracee::go_on(tid, libc::SIGBUS),
         }

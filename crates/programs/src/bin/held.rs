@@ -3,7 +3,7 @@
 //! is recovered (`held error`: the lab plans the error) or reset (`held reset`),
 //! and meanwhile get signals and wait for events. It tells what they saw.
 //!
-//! `held killed` kills itself while they wait; `held traced` is traced by its
+//! `held storm` has one error after the other; `held killed` kills itself while they wait; `held traced` is traced by its
 //! parent; `held forks` has a child that maps the BAR meanwhile.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use std::{env, fs, process, ptr, thread};
 
 const PAGE: usize = 4096;
+/// More than until the first error.
+const CALLS: usize = 20;
 /// Version of an NVMe controller: 1.4.
 const VERSION: (usize, u32) = (8, 0x1_0400);
 
@@ -157,9 +159,9 @@ fn wait_for_error(errors: &OwnedFd) {
 
 /// Does what the lab counts until it plans its error, then waits for the end
 /// of that as a call does.
-fn recover(device: &Device) {
+fn recover(device: &Device, calls: usize) {
     let config = device.region(7);
-    for _ in 0..20 {
+    for _ in 0..calls {
         let mut word = [0u8; 4];
         rustix::io::pread(&device.device, &mut word, config).expect("configuration space");
     }
@@ -188,13 +190,13 @@ fn main() {
                 // SAFETY: takes numbers.
                 unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
             });
-            recover(&device);
+            recover(&device, CALLS);
         }
         "reset" => drop(ioctl(&device.device, 0x3b6f, ptr::null_mut())),
         "forks" => {
             let shared = &device;
             thread::scope(|scope| {
-                scope.spawn(|| recover(shared));
+                scope.spawn(|| recover(shared, CALLS));
                 wait_for_error(&errors);
                 // SAFETY: the child maps, loads and exits.
                 child = unsafe { libc::fork() };
@@ -206,7 +208,8 @@ fn main() {
                 }
             });
         }
-        _ => recover(&device),
+        "storm" => recover(&device, 40 * CALLS),
+        _ => recover(&device, CALLS),
     }
     println!("blocked for {} ms", start.elapsed().as_millis());
     // Signals come again, to a thread that never waited.
