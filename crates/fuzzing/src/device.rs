@@ -31,6 +31,15 @@ addr = "02:00.0"
 [[device]]
 model = "ioat"
 addr = "02:00.1"
+[[device]]
+model = "dsa"
+addr = "03:00.0"
+queues = 1
+engines = 1
+entries = 16
+migration = "pre-copy-p2p"
+state_size = "8K"
+migration_fails = "STOP>RUNNING_P2P:after:2;PRE_COPY>RUNNING:middle"
 "#;
 
 wire! {
@@ -251,6 +260,16 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             |index| Op::Feature { fd: 0, argsz: 64, flags: flags | index, data: Blob(data.to_vec()), pointer: good() };
         (0..14).map(feature).collect()
     };
+    // The last device migrates.
+    let last = 4;
+    let words = |flags: u32, words: &[u32]| Op::Feature {
+        fd: 0,
+        argsz: 8 + 4 * words.len() as u32,
+        flags,
+        data: Blob(words.as_bytes().to_vec()),
+        pointer: good(),
+    };
+    let state = |state: u32| words(1 << 17 | 2, &[state, u32::MAX]);
     let ioeventfd = |offset: u16, flags: u8, event: u8| Op::Ioeventfd {
         fd: 0,
         argsz: 32,
@@ -373,6 +392,39 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                         data: fds(3, 3, 3, 3),
                         pointer: Pointer::End { bytes: 30 },
                     },
+                ],
+            ),
+        ),
+        ("states", s(last, &[6, 7, 3, 5, 2, 6, 2, 8, u32::MAX, 4, 1, 2, 3].map(state))),
+        (
+            "draining",
+            s(
+                last,
+                &[
+                    Op::Command { fd: 0, value: 6 },
+                    words(1 << 17 | 0xff03, &[1, 0]),
+                    state(1),
+                    state(5),
+                    words(1 << 16 | 0xff03, &[0, 1, 0, 0, 0, 0]),
+                    Op::Turn { device: last },
+                    state(3),
+                    Op::Close { fd: 4 },
+                    state(2),
+                    state(6),
+                    state(7),
+                    words(1 << 17 | 0xff03, &[0, 0]),
+                ],
+            ),
+        ),
+        (
+            "dma-logging",
+            s(
+                last,
+                &[
+                    words(1 << 17 | 6, &[4096, 1, 0, 0, 0, 0]),
+                    words(1 << 17 | 6, &[3, u32::MAX, 0, 0, 0, 0]),
+                    words(1 << 16 | 8, &[0, 0, 4096, 0, 4096, 0, 0, 0]),
+                    words(1 << 17 | 7, &[]),
                 ],
             ),
         ),
@@ -590,4 +642,37 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             ),
         ),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seeds of migration reach the device that migrates.
+    #[test]
+    fn seeds_reach_what_they_are_about() {
+        let after = |name: &str, ops: usize| {
+            let seeds = seeds();
+            let (_, bytes) = seeds.iter().find(|seed| seed.0 == name).unwrap_or_else(|| panic!("{name}"));
+            let mut u = Unstructured::new(bytes);
+            let device = u8::decode(&mut u).unwrap_or_default();
+            let mut world = World::new(LAB);
+            world.open_device(device, 3);
+            for _ in 0..3 {
+                world.event();
+            }
+            operations(&mut u, ops).iter().for_each(|op| step(&mut world, op));
+            let state = world.host.migrations().into_iter().find_map(|info| info.state);
+            world.finish();
+            state
+        };
+        for (name, ops, state) in [
+            ("states", 1, "PRE_COPY"),
+            ("states", 3, "STOP_COPY"),
+            ("draining", 3, "RUNNING"),
+            ("draining", 4, "RUNNING_P2P"),
+        ] {
+            assert_eq!(after(name, ops).as_deref(), Some(state), "{name} {ops}");
+        }
+    }
 }

@@ -366,7 +366,7 @@ fn cancelled_in_each_phase_and_then_moved() {
     verify(vec![&mut source, &mut target], 1);
 }
 
-/// MIG-029, MIG-031, MIG-092: a destination that refuses the state, or cannot
+/// MIG-031, MIG-092: a destination that refuses the state, or cannot
 /// take it to its end, and a source that cannot read it: the guest stays, its
 /// device is in RUNNING, and it comes to its end where it is.
 #[test]
