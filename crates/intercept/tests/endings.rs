@@ -207,10 +207,15 @@ fn nothing_is_left_on_disk() {
             let pids = children.split_ascii_whitespace().filter(named);
             pids.map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap()).collect::<Vec<_>>()
         };
+        // It gives itself its name once it runs.
+        let janitor_of = |of: &Child| {
+            eventually("one janitor", || janitors(of).len() == 1);
+            janitors(of)[0]
+        };
         // Killed alone, and with its whole job.
         for all in [false, true] {
             let mut running = start();
-            let [janitor] = janitors(&running)[..] else { panic!("not one janitor") };
+            let janitor = janitor_of(&running);
             let pid = pid_of(&running);
             if all {
                 rustix::process::kill_process_group(pid, Signal::KILL).unwrap();
@@ -222,7 +227,7 @@ fn nothing_is_left_on_disk() {
         }
         // Killed after its janitor: the next run removes it, once it is no longer fresh.
         let mut running = start();
-        kill_process(janitors(&running)[0], Signal::KILL).unwrap();
+        kill_process(janitor_of(&running), Signal::KILL).unwrap();
         kill_process(pid_of(&running), Signal::KILL).unwrap();
         running.wait().unwrap();
         eventually("the next run removes it", || {
