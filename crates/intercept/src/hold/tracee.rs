@@ -125,8 +125,13 @@ pub(super) fn may_owe(tid: i32, ran: u64) -> bool {
     let Some(text) = status(tid) else { return false };
     let pending = field(&text, "SigPnd:").and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
     // Between the fault and the signal a thread sleeps for a lock at most, and
-    // not where a signal would wake it.
-    let runs = field(&text, "State:").is_some_and(|state| state.starts_with(['R', 'D']));
+    // not where a signal would wake it. One that has stopped has news that is
+    // to be taken: the end of the tracer would deliver the signal.
+    let state = field(&text, "State:").and_then(|state| state.chars().next());
+    if state == Some('t') {
+        return true;
+    }
+    let runs = matches!(state, Some('R' | 'D'));
     pending & 1 << (libc::SIGBUS - 1) != 0 || runs && on_cpu(tid).saturating_sub(ran) < SOON
 }
 
