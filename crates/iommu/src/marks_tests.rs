@@ -16,7 +16,7 @@ fn marks() -> Marks {
 /// Marks a page in each of these chunks.
 fn mark(marks: &mut Marks, chunks: impl IntoIterator<Item = u64>) {
     for chunk in chunks {
-        let page = (chunk << CHUNK | chunk % 1000) << PAGE;
+        let page = ((chunk << CHUNK) | (chunk % 1000)) << PAGE;
         marks.mark(page, page + 7);
     }
 }
