@@ -11,17 +11,7 @@ use uapi::Errno;
 use world::*;
 
 const RESET: u32 = 0x3b6f;
-const HOT_RESET: u32 = 0x3b71;
 const ON: [u8; 2] = [6, 0];
-
-fn hot_reset(w: &mut World, device: caller::FileId) -> Result<Reply, Errno> {
-    let groups = w.groups.clone();
-    let mut words = vec![12 + 4 * groups.len() as u32, 0, groups.len() as u32];
-    words.extend(groups.iter().map(|fd| *fd as u32));
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    w.client.set(sim::BASE, &bytes);
-    w.host.ioctl(device, HOT_RESET, sim::BASE, &w.client)
-}
 
 fn reset_of(address: &str) -> String {
     format!("/sys/bus/pci/devices/{address}/reset")
@@ -41,12 +31,12 @@ fn who_tries_for_the_lock() {
     assert!(w.host.is_recovering(at(A)));
     assert_eq!(w.host.ioctl(a, RESET, 0, &w.client), Err(Errno::EAGAIN));
     assert_eq!(w.host.ioctl(b, RESET, 0, &w.client), Err(Errno::EAGAIN));
-    assert_eq!(hot_reset(&mut w, a), Err(Errno::EAGAIN));
+    assert_eq!(w.hot_reset(a), Err(Errno::EAGAIN));
     let below = format!("/sys/bus/pci/devices/{PORT}/reset_subordinate");
     assert_eq!(w.host.store(&below, b"1"), Err(Errno::EAGAIN));
     w.settle();
     assert_eq!(w.host.ioctl(a, RESET, 0, &w.client), Ok(Reply::Value(0)));
-    assert_eq!(hot_reset(&mut w, a), Ok(Reply::Value(0)));
+    assert_eq!(w.hot_reset(a), Ok(Reply::Value(0)));
     assert!(w.host.store(&below, b"1").is_ok());
 }
 

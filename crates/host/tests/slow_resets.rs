@@ -9,17 +9,7 @@ use uapi::Errno;
 use world::*;
 
 const RESET: u32 = 0x3b6f;
-const HOT_RESET: u32 = 0x3b71;
 const ON: [u8; 2] = [6, 0];
-
-fn hot_reset(w: &mut World, device: caller::FileId) -> Result<Reply, Errno> {
-    let groups = w.groups.clone();
-    let mut words = vec![12 + 4 * groups.len() as u32, 0, groups.len() as u32];
-    words.extend(groups.iter().map(|fd| *fd as u32));
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    w.client.set(sim::BASE, &bytes);
-    w.host.ioctl(device, HOT_RESET, sim::BASE, &w.client)
-}
 
 fn slow(ready: &str) -> World {
     World::new(&format!("{}ready_ms = {ready}\n{}", function(0), function(1)))
@@ -39,7 +29,7 @@ fn a_reset_ends_when_the_function_answers() {
     let again = parked(w.host.ioctl(a, RESET, 0, &w.client));
     let load = parked(w.try_load(a, 0, 8));
     assert_ne!(w.load(b, 0, 8, 4), !0, "its sibling is not concerned");
-    assert_eq!((hot_reset(&mut w, a).err(), hot_reset(&mut w, b).err()), (Some(Errno::EBUSY), Some(Errno::EBUSY)));
+    assert_eq!((w.hot_reset(a).err(), w.hot_reset(b).err()), (Some(Errno::EBUSY), Some(Errno::EBUSY)));
     w.pass(700);
     assert!(w.host.take_woken().is_empty());
     // It is asked at growing distances.
@@ -96,9 +86,9 @@ fn hot_resets_wait_for_the_link() {
         let (a, b) = (w.open(A), w.open(B));
         w.store(a, CONFIG, 4, &ON);
         let version = w.load(a, 0, 8, 4);
-        let reset = parked(hot_reset(&mut w, a));
+        let reset = parked(w.hot_reset(a));
         let [one, other] = [a, b].map(|file| parked(w.try_load(file, 0, 8)));
-        assert_eq!(hot_reset(&mut w, b).err(), Some(Errno::EBUSY));
+        assert_eq!(w.hot_reset(b).err(), Some(Errno::EBUSY));
         w.pass(70_000);
         let result = if works { Ok(0) } else { Err(Errno::ENOTTY) };
         let mut woken = w.host.take_woken();
@@ -142,7 +132,7 @@ fn opening_waits_for_a_hot_reset() {
     let mut w = World::new(&format!("{}ready_ms = 2000\n{}", function(0), function(1)));
     let (a, b) = (w.open(A), w.open(B));
     w.host.release(b);
-    let reset = parked(hot_reset(&mut w, a));
+    let reset = parked(w.hot_reset(a));
     let open = parked(w.open_again(B, 1));
     w.pass(9_000);
     assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Ok(0))), (open, Wake::Retry)]);
@@ -222,7 +212,7 @@ fn a_slow_link_reset_of_the_users() {
     w.raise(A, FATAL);
     w.pass(2_000);
     assert_eq!(w.recovery_state(a)[1], 2);
-    let reset = parked(hot_reset(&mut w, a));
+    let reset = parked(w.hot_reset(a));
     w.pass(15_000);
     assert_eq!(w.host.take_woken(), [(reset, Wake::Done(Ok(0)))]);
     w.settle();

@@ -153,6 +153,15 @@ impl World {
         self.host.raise(at(address), &error).unwrap();
     }
 
+    /// `VFIO_DEVICE_PCI_HOT_RESET` with all groups that are open.
+    pub(crate) fn hot_reset(&mut self, device: FileId) -> Result<Reply, uapi::Errno> {
+        let mut words = vec![12 + 4 * self.groups.len() as u32, 0, self.groups.len() as u32];
+        words.extend(self.groups.iter().map(|fd| *fd as u32));
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.client.set(BASE, &bytes);
+        self.host.ioctl(device, 0x3b71, BASE, &self.client)
+    }
+
     /// Lets the time pass that recovery takes.
     pub(crate) fn settle(&mut self) {
         for _ in 0..100_000 {
