@@ -6,6 +6,7 @@
 use caller::Reply;
 use host::tree::{Entry, Node, Tree};
 use host::{Host, Lab};
+use models::virtio::QUEUE_SIZE;
 use sim::{BASE, Client, Fd, SimPlatform, SimStorage};
 use uapi::Errno;
 
@@ -432,7 +433,7 @@ fn vdpa_devices_have_nodes() {
     assert_eq!(link, Some(Entry::Link("../../../devices/vdpasim_blk/disk".into())));
     assert!(node(&host, "/sys/devices/vdpasim_net/vdpa0/vhost-vdpa-0/dev").is_some());
     let devices = host.vdpa_devices();
-    assert_eq!((devices[1].kind.as_str(), devices[1].max_vqs, devices[1].max_vq_size), ("network", 3, 256));
+    assert_eq!((devices[1].kind.as_str(), devices[1].max_vqs, devices[1].max_vq_size), ("network", 3, QUEUE_SIZE));
     assert_eq!((devices[0].kind.as_str(), devices[0].mgmtdev.as_str()), ("block", "vdpasim_blk"));
     assert_eq!((devices[0].vendor_id, devices[1].vendor_id), (0, 0), "the parent says it");
     // vdpa_sim's disk has 0x40000 sectors.

@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use models::virtio::QUEUE_SIZE;
+
 use super::device::DiskSpec;
 use super::section::{Number, Place, Section, Switch};
 use super::{LabError, arguments};
@@ -198,7 +200,7 @@ impl BlkSpec {
 impl RingSpec {
     fn decode(section: &mut Section, indirect: bool) -> Result<RingSpec, LabError> {
         let place = section.place_of("queue_size");
-        let size = number(section, "queue_size", 256, 2..=32768)?;
+        let size = number(section, "queue_size", u64::from(QUEUE_SIZE), 2..=32768)?;
         if !size.is_power_of_two() {
             return Err(LabError::new(&place, "`queue_size` is a power of two from 2 to 32768"));
         }
@@ -231,7 +233,7 @@ mod tests {
     fn a_network_device_has_these_keys() {
         let VirtioModel::Net(net) = VirtioModel::parse("x", "net").unwrap() else { panic!() };
         assert_eq!((net.network.kind, net.mac, net.mtu, net.pairs), (NetworkKind::Loop, None, None, 1));
-        assert_eq!(net.rings, RingSpec { size: 256, packed: false, in_order: false, indirect: false });
+        assert_eq!(net.rings, RingSpec { size: QUEUE_SIZE, packed: false, in_order: false, indirect: false });
         assert!(net.control && net.mergeable && net.offloads && !net.announce);
         let text = "net,network=tap:t0,pcap=a.pcap,mac=02:00:0a:0B:00:01,mtu=9000,pairs=4,queue_size=1024,packed=on,\
                     in_order=on,indirect=on,announce=on,mergeable=off,offloads=off";

@@ -11,3 +11,9 @@ mod parts;
 mod queue;
 pub mod ring;
 pub mod spec;
+
+/// The largest queue of a device that is told nothing else. It is the largest
+/// that QEMU has: all virtio devices of QEMU 10.0.13 offer a guest queues of
+/// that size, whatever the vhost-vdpa device says, and a smaller device would
+/// refuse what the guest then takes (VDPA-6.1).
+pub const QUEUE_SIZE: u16 = 1024;

@@ -91,7 +91,11 @@ impl VdpaDevice {
                 self.driver.endpoint.set_queue_size(queue, size);
                 Ok(0)
             }
-            _ => Err(Errno::EINVAL),
+            _ => {
+                let device = self.name.as_str();
+                tracing::warn!(target: "vfuse::vdpa", device, queue, num, max, "refused a size: `queue_size` in the lab raises the largest");
+                Err(Errno::EINVAL)
+            }
         }
     }
 

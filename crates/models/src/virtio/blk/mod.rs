@@ -55,13 +55,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// One queue of 256 and blocks of 512 bytes, on `disk`.
+    /// One queue of [`QUEUE_SIZE`](super::QUEUE_SIZE) and blocks of 512 bytes, on `disk`.
     #[must_use]
     pub fn new(disk: Arc<dyn Disk>) -> Config {
         Config {
             disk,
             queues: 1,
-            queue_size: 256,
+            queue_size: super::QUEUE_SIZE,
             block_size: 512,
             serial: String::from("vfuse"),
             packed: false,

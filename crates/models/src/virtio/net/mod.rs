@@ -74,14 +74,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// A device with one pair of queues of 256 and a control queue.
+    /// A device with one pair of queues of [`QUEUE_SIZE`](super::QUEUE_SIZE) and a control queue.
     #[must_use]
     pub fn new(port: Arc<dyn NetPort>, mac: [u8; 6]) -> Config {
         Config {
             port,
             mac,
             pairs: 1,
-            queue_size: 256,
+            queue_size: super::QUEUE_SIZE,
             mtu: None,
             control: true,
             mergeable: true,
