@@ -2,8 +2,8 @@
 //! Hot reset: a slot or a bus with everything on it (vfio-hot-reset.md,
 //! sections 2, 3, 5 and 6, as far as groups go).
 //!
-//! Calls do not overlap here, so of the contention that Linux answers with
-//! EBUSY or EAGAIN only that with a task that waits comes about (an unbind).
+//! Calls do not overlap here, so contention is with a task that waits: an
+//! unbind, or a reset that takes time.
 
 use std::collections::BTreeSet;
 
@@ -18,6 +18,7 @@ use uapi::vfio::device::{
 use zerocopy::IntoBytes;
 
 use super::Devices;
+use super::slow_reset::Holds;
 use crate::{Context, args};
 
 /// What the groups know.
@@ -104,6 +105,10 @@ impl Devices {
         }
         let owned_groups = owned_groups(cx.caller, arg, request.count, groups)?;
         let set = dev_set(cx.board, address);
+        // The set's lock is waited for (HOT-023, HOT-036).
+        if let Some(device) = self.held(&set, Holds::Set) {
+            return Ok(Some(self.gate.park(device, cx.parking)));
+        }
         let claimed = |device| context.is_some_and(|context| groups.claims(cx.board, device, context));
         if !scope.iter().all(|device| set.contains(device) || claimed(*device)) {
             return Err(Errno::EINVAL);
@@ -117,15 +122,16 @@ impl Devices {
         }
         // The memory locks, only tried for (HOT-026). Who came before the
         // contended one has lost its mappings for a moment (HOT-027).
-        if scope.iter().any(|device| self.is_resetting(*device)) {
+        if self.held(&scope, Holds::Memory).is_some() {
             return Err(Errno::EBUSY);
         }
         let blocked = |device: &&Address| self.open.get(*device).is_some_and(|d| d.recovery.is_blocked());
-        if let Some(device) = scope.iter().find(blocked) {
+        let bridge = cx.board.fabric.parent(address);
+        let resetting = scope.iter().chain(&bridge).any(|device| self.is_resetting(*device));
+        if let Some(device) = scope.iter().find(blocked).filter(|_| !resetting) {
             return Ok(Some(self.gate.park(*device, cx.parking)));
         }
-        let bridge = cx.board.fabric.parent(address);
-        if scope.iter().chain(&bridge).any(|device| cx.board.is_locked(*device) || self.is_resetting(*device)) {
+        if resetting || scope.iter().chain(&bridge).any(|device| cx.board.is_locked(*device)) {
             return Err(Errno::EAGAIN);
         }
         let now = self.now();

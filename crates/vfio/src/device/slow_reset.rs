@@ -47,6 +47,7 @@ struct Slow {
     value: u64,
     tells: bool,
     then: Then,
+    holds: Holds,
     /// The bus with all on it.
     link: bool,
     /// The bridge above, whose lock it has, too.
@@ -66,6 +67,24 @@ enum Then {
     Close,
     /// The reset of all of the set (HOT-044).
     CloseSet,
+}
+
+/// What a reset holds until it ends, besides the locks of its devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// Nothing: it is the host's.
+    #[default]
+    Nothing,
+    /// The memory lock of its device: a user's reset of one function.
+    Memory,
+    /// The lock of the set: an open, a close or a hot reset (HOT-036).
+    Set,
+}
+
+impl Slow {
+    fn takes_in(&self, address: Address) -> bool {
+        self.saved.iter().any(|(at, _)| *at == address)
+    }
 }
 
 /// A device that was reset for an open is that for so long, if the open does
@@ -146,8 +165,13 @@ fn slow_method(method: ResetMethod, address: Address, board: &Board) -> Option<(
 impl Devices {
     /// Whether a reset is under way, which holds the device's lock.
     pub(crate) fn is_resetting(&self, address: Address) -> bool {
-        let holds = |slow: &Slow| slow.bridge == Some(address) || slow.saved.iter().any(|(at, _)| *at == address);
-        self.slow_resets.running.iter().any(holds)
+        self.slow_resets.running.iter().any(|slow| slow.bridge == Some(address) || slow.takes_in(address))
+    }
+
+    /// Which of these is held as `holds` says by a reset under way.
+    pub(super) fn held<'a>(&self, scope: impl IntoIterator<Item = &'a Address>, holds: Holds) -> Option<Address> {
+        let running = || self.slow_resets.running.iter().filter(|slow| slow.holds == holds);
+        scope.into_iter().copied().find(|address| running().any(|slow| slow.takes_in(*address)))
     }
 
     /// A call waits for a function reset that it began. `value`: what it gives
@@ -156,13 +180,13 @@ impl Devices {
         &mut self,
         address: Address,
         started: Started,
-        (value, tells): (u64, bool),
+        (value, tells, holds): (u64, bool, Holds),
         board: &mut Board,
         parking: &mut Parking,
     ) -> Ticket {
         let Started { reset, kind, saved, methods } = started;
         let saved = vec![(address, saved)];
-        self.run_for(Slow { reset, kind, saved, methods, value, tells, ..Slow::default() }, board, parking)
+        self.run_for(Slow { reset, kind, saved, methods, value, tells, holds, ..Slow::default() }, board, parking)
     }
 
     /// Begins a function reset that takes time, of a device that nobody has open.
@@ -206,7 +230,8 @@ impl Devices {
 
     fn run_alone(&mut self, address: Address, started: Started, then: Then, board: &mut Board) {
         let Started { reset, kind, saved, methods } = started;
-        self.run(Slow { reset, kind, saved: vec![(address, saved)], methods, then, ..Slow::default() }, board);
+        let holds = if then == Then::Nothing { Holds::Nothing } else { Holds::Set };
+        self.run(Slow { reset, kind, saved: vec![(address, saved)], methods, then, holds, ..Slow::default() }, board);
     }
 
     /// The reset of a set after its last close, if it takes time; whether it
@@ -217,8 +242,8 @@ impl Devices {
         let Some(bridge) = bridge.filter(slow) else { return false };
         let now = self.now();
         let saved = self.prepare_all(scope, board, now);
-        let (reset, bridge, then) = (Reset::bus(bridge), Some(bridge), Then::CloseSet);
-        self.run(Slow { reset, saved, link: true, bridge, then, ..Slow::default() }, board);
+        let (reset, bridge, then, holds) = (Reset::bus(bridge), Some(bridge), Then::CloseSet, Holds::Set);
+        self.run(Slow { reset, saved, link: true, bridge, then, holds, ..Slow::default() }, board);
         true
     }
 
@@ -238,7 +263,7 @@ impl Devices {
         };
         match started {
             Some(started) => {
-                let ticket = self.wait_for_reset(address, started, (value, true), board, parking);
+                let ticket = self.wait_for_reset(address, started, (value, true, Holds::Nothing), board, parking);
                 if let Some(slow) = self.slow_resets.running.iter_mut().find(|slow| slow.ticket == Some(ticket)) {
                     slow.bridge = board.fabric.parent(address);
                 }
@@ -264,7 +289,7 @@ impl Devices {
         let saved = self.block_all(&scope, board);
         let ticket = self.wait_for_hot_reset(bridge, saved, board, parking);
         if let Some(slow) = self.slow_resets.running.iter_mut().find(|slow| slow.ticket == Some(ticket)) {
-            slow.value = value;
+            (slow.value, slow.holds) = (value, Holds::Nothing);
         }
         Some(ticket)
     }
@@ -296,8 +321,8 @@ impl Devices {
             }
         }
         let (reset, kind) = (Reset::bus(bridge), ResetKind::Bus);
-        let bridge = Some(bridge);
-        self.run_for(Slow { reset, kind, saved, link: true, bridge, ..Slow::default() }, board, parking)
+        let (bridge, holds) = (Some(bridge), Holds::Set);
+        self.run_for(Slow { reset, kind, saved, link: true, bridge, holds, ..Slow::default() }, board, parking)
     }
 
     fn run(&mut self, slow: Slow, board: &mut Board) {
@@ -411,7 +436,7 @@ impl Devices {
             for (_, saved) in slow.saved.iter_mut().filter(|(at, _)| *at == address) {
                 saved.clone_from(at_open);
                 if !slow.link {
-                    slow.then = Then::Close;
+                    (slow.then, slow.holds) = (Then::Close, Holds::Set);
                 }
             }
         }
@@ -429,6 +454,7 @@ impl Default for Slow {
             value: 0,
             tells: true,
             then: Then::Nothing,
+            holds: Holds::Nothing,
             link: false,
             bridge: None,
             due: 0,
