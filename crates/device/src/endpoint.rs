@@ -503,8 +503,9 @@ impl Endpoint {
 
     /// Does what other devices have written.
     fn deliver(&self, model: &mut Model, now: Nanos) {
-        let posts = self.inbox.take();
-        self.deliver_these(model, posts, now);
+        if let Some(posts) = self.inbox.take() {
+            self.deliver_these(model, posts, now);
+        }
     }
 
     fn deliver_these(&self, model: &mut Model, posts: VecDeque<Post>, now: Nanos) {

@@ -16,6 +16,7 @@
 //! told. A stopped device (MIG-048) gives zeros and drops what is written.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use iommu::{Memory, MemoryFault};
@@ -51,7 +52,12 @@ pub(crate) struct Post {
 /// What other devices find at a device's BARs. Its lock is held for moments,
 /// and no other is taken meanwhile.
 #[derive(Debug, Default)]
-pub(crate) struct Inbox(Mutex<State>);
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    /// Whether there may be writes: a device looks at the start of each turn,
+    /// and mostly nobody has written. Set with the lock held.
+    written: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -63,7 +69,7 @@ struct State {
 
 impl Inbox {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is found from now on; what came before. A fence: at the return no
@@ -72,12 +78,18 @@ impl Inbox {
         let mut state = self.lock();
         state.answering = answering;
         state.windows.clone_from(windows);
+        self.written.store(false, Ordering::Relaxed);
         state.take()
     }
 
-    /// What has come.
-    pub(crate) fn take(&self) -> VecDeque<Post> {
-        self.lock().take()
+    /// What has come, if anything has.
+    pub(crate) fn take(&self) -> Option<VecDeque<Post>> {
+        if !self.written.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut state = self.lock();
+        self.written.store(false, Ordering::Relaxed);
+        Some(state.take())
     }
 }
 
@@ -176,6 +188,7 @@ impl Memory for PeerBar {
         }
         state.bytes = taken;
         state.posts.push_back(Post { bar: self.bar, offset, data: data.into() });
+        endpoint.inbox().written.store(true, Ordering::Release);
         drop(state);
         endpoint.kick();
         Ok(())

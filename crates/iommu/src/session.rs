@@ -198,42 +198,52 @@ impl<'a> Session<'a> {
         Some(Ok(()))
     }
 
-    /// [`copy_direct`](Self::copy_direct) for many short copies, each a source, a
-    /// destination and a length of at least one byte, in order. Stops before
-    /// the first that is not possible so, or refused (which is logged). The
-    /// number of copies made.
+    /// [`copy_direct`](Self::copy_direct) for many short copies, of each of which
+    /// `place` tells source, destination and length of at least one byte, in
+    /// order. Stops before the first that is not possible so, or refused (which
+    /// is logged). The number of copies made.
     ///
     /// What is the same for all that lie in the same two mappings is done once
     /// for them: translating takes longer than copying 64 bytes.
-    pub fn copy_all_direct(&mut self, copies: impl IntoIterator<Item = (u64, u64, usize)>) -> usize {
+    pub fn copy_all_direct<T>(&mut self, copies: &[T], place: impl Fn(&T) -> (u64, u64, usize)) -> usize {
+        let mut rest = copies;
+        while let Some((copy, others)) = rest.split_first() {
+            let done = self.copy_alike(rest, &place);
+            if done > 0 {
+                rest = rest.get(done..).unwrap_or_default();
+                continue;
+            }
+            let (source, destination, len) = place(copy);
+            if self.copy_direct(source, destination, len) != Some(Ok(())) {
+                break;
+            }
+            rest = others;
+        }
+        copies.len() - rest.len()
+    }
+
+    /// Makes those of the first copies that lie in the same two mappings, if
+    /// these are remembered and nothing is to be counted or noted.
+    fn copy_alike<T>(&self, copies: &[T], place: impl Fn(&T) -> (u64, u64, usize)) -> usize {
+        let Some((source, destination, _)) = copies.first().map(&place) else { return 0 };
+        if self.requester.is_trapped() || self.state.takes_notes() {
+            return 0;
+        }
+        let Some((from, to)) = self.whole(source, Prot::READ).zip(self.whole(destination, Prot::WRITE)) else {
+            return 0;
+        };
         let mut done = 0;
-        let mut copies = copies.into_iter();
-        let mut next = copies.next();
-        while let Some((source, destination, len)) = next {
-            match self.copy_direct(source, destination, len) {
-                Some(Ok(())) => done += 1,
-                _ => return done,
-            }
-            next = copies.next();
-            // Otherwise each is counted, or noted.
-            if self.requester.is_trapped() || self.state.takes_notes() {
-                continue;
-            }
-            let Some((from, to)) = self.whole(source, Prot::READ).zip(self.whole(destination, Prot::WRITE)) else {
-                continue;
-            };
-            while let Some((source, destination, len)) = next
-                && let Some((from, to)) = from.part(source, len).zip(to.part(destination, len))
-            {
-                from.copy_to_volatile_slice(to);
-                done += 1;
-                next = copies.next();
-            }
+        for copy in copies {
+            let (source, destination, len) = place(copy);
+            let (Some(from), Some(to)) = (from.part(source, len), to.part(destination, len)) else { break };
+            from.copy_to_volatile_slice(to);
+            done += 1;
         }
         done
     }
 
-    /// All of a translation that has just been used so, if it can be addressed.
+    /// All of a remembered translation that gives rights, if it can be addressed.
+    #[inline]
     fn whole(&self, iova: u64, need: Prot) -> Option<Whole<'_>> {
         let hit = self.state.remembered(iova, need)?;
         let len = usize::try_from(hit.last - hit.first).ok()?.checked_add(1)?;
@@ -241,8 +251,23 @@ impl<'a> Session<'a> {
         Some(Whole { first: hit.first, slice })
     }
 
+    /// `len` bytes that lie in a remembered translation, if they can be
+    /// addressed and nobody counts accesses.
+    #[inline]
+    fn remembered(&self, iova: u64, len: usize, need: Prot) -> Option<VolatileSlice<'_>> {
+        let hit = self.state.remembered(iova, need).filter(|_| !self.requester.is_trapped())?;
+        if hit.last - iova < (len as u64).checked_sub(1)? {
+            return None;
+        }
+        self.state.memory(hit.memory)?.slice(hit.offset(iova), len)
+    }
+
     /// Reads `buf.len()` bytes at `iova`.
     pub fn read(&mut self, iova: u64, buf: &mut [u8]) -> Result<(), DmaFault> {
+        if let Some(slice) = self.remembered(iova, buf.len(), Prot::READ) {
+            slice.copy_to(buf);
+            return Ok(());
+        }
         let mut rest = buf;
         self.copy(iova, rest.len(), Access::Read, &mut |segment| {
             let (part, after) = std::mem::take(&mut rest).split_at_mut_checked(segment.len()).ok_or(MemoryFault)?;
@@ -322,7 +347,8 @@ impl<'a> Whole<'a> {
     /// `len` bytes from `iova` on, if it has them.
     #[inline]
     fn part(&self, iova: u64, len: usize) -> Option<VolatileSlice<'a>> {
-        let at = usize::try_from(iova.checked_sub(self.first)?).ok()?;
+        // Before the first it is a place behind the last.
+        let at = usize::try_from(iova.wrapping_sub(self.first)).ok()?;
         self.slice.subslice(at, len).ok()
     }
 }

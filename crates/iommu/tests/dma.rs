@@ -553,7 +553,7 @@ fn many_copies_are_one_after_the_other() {
     let copies = prop::collection::vec((place.clone(), place, 1..80_usize), 0..40);
     proptest!(|(copies in copies, logged: bool)| {
         let (together, _space, requester, log) = world(logged);
-        let done = requester.session().copy_all_direct(copies.iter().copied());
+        let done = requester.session().copy_all_direct(&copies, |copy| *copy);
         let (single, _other, one_by_one, single_log) = world(logged);
         let mut session = one_by_one.session();
         let possible = copies.iter().take_while(|(source, destination, len)| {

@@ -68,3 +68,22 @@ fn it_stops_the_device_in_its_tracks() {
     requester.session().read(0, &mut [0; 8]).unwrap();
     assert_eq!(sprung.load(Ordering::Relaxed), 1);
 }
+
+/// A read goes the short way where the translation is known and the memory can
+/// be addressed: not while accesses are counted.
+#[test]
+fn it_counts_reads_of_what_is_known_already() {
+    let (space, memory) = (AddressSpace::new(), common::Bytes::direct(1));
+    common::map(&space, &memory, 0, 0xfff, Prot::READ, 0);
+    let requester = Requester::new();
+    requester.set_bus_master(true);
+    requester.attach(Some(Arc::clone(&space).into()));
+    let mut session = requester.session();
+    session.read(0, &mut [0; 8]).unwrap();
+    let sprung = trap(&requester, Access::Read, 2, true);
+    session.read(0, &mut [0; 8]).unwrap();
+    assert_eq!(sprung.load(Ordering::Relaxed), 0);
+    let off = DmaFault { iova: 0, access: Access::Read, reason: FaultReason::BusMasterOff };
+    assert_eq!(session.read(0, &mut [0; 8]), Err(off));
+    assert_eq!(sprung.load(Ordering::Relaxed), 1);
+}

@@ -182,6 +182,7 @@ impl Accelerator {
             return Err(CommandError::BusMaster);
         }
         self.check_device()?;
+        self.serve();
         self.set_state(io, State::Enabled);
         DONE
     }

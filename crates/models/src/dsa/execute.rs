@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Descriptors, one after the other: from the queue to the completion record.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use device::migration::Activity;
 use device::{Asked, Io, PageRequests, PageTicket};
 use iommu::{Access, DmaFault, FaultReason, Session};
-use vm_memory::Bytes as _;
+use vm_memory::{Bytes as _, VolatileMemory as _};
 use zerocopy::IntoBytes as _;
 
 use super::Accelerator;
@@ -17,14 +17,14 @@ use super::operate::{Outcome, step};
 use super::queue::{Batch, Job, Queue, Run};
 use super::registers::SoftwareError;
 use super::spec::{
-    COMPLETION_BYTES, Completion, DESCRIPTOR_BYTES, Descriptor, Status, WRITE_FAULT, field, flag, opcode, permission,
-    wqcfg,
+    COMPLETION_BYTES, Completion, DESCRIPTOR_BYTES, Descriptor, MSIX_PERM, Status, WRITE_FAULT, field, flag, opcode,
+    permission, wqcfg,
 };
 
 /// Descriptors of a batch read in one go.
 pub(super) const FETCH: usize = 64;
 /// Bytes of the longest of a batch's moves that is a quick one.
-const QUICK: u64 = 4096;
+const QUICK: u32 = 4096;
 
 /// What may be done in a turn.
 #[derive(Debug)]
@@ -44,15 +44,15 @@ impl Budget {
 }
 
 /// What a queue's configuration says of its descriptors, read once a turn.
-pub(super) struct Rules {
+pub(super) struct Rules<'r> {
     queue: usize,
     pub(super) limits: Limits,
     pasid_enabled: bool,
     /// Descriptors may wait for pages.
     blocks: bool,
     breaks: Breaks,
-    /// Permissions of the MSI-X vectors.
-    permissions: Vec<u32>,
+    /// Registers with the permissions of the MSI-X vectors.
+    permissions: &'r [u32],
 }
 
 /// What is told when the DMA is over.
@@ -62,7 +62,7 @@ pub(super) struct News {
     errors: Vec<SoftwareError>,
 }
 
-impl Rules {
+impl Rules<'_> {
     /// The PASID that a descriptor's DMA goes with.
     fn pasid_of(&self, descriptor: &Descriptor) -> Option<u32> {
         self.pasid_enabled.then_some(descriptor.pasid & 0xf_ffff)
@@ -71,7 +71,8 @@ impl Rules {
     /// Whether a descriptor may use its interrupt handle, which is the number
     /// of an MSI-X vector. Vector 0 is the device's own.
     fn may_interrupt(&self, descriptor: &Descriptor, pasid: Option<u32>) -> bool {
-        let permission = match self.permissions.get(usize::from(descriptor.interrupt)) {
+        // A permission is the first of two words.
+        let permission = match self.permissions.get(2 * usize::from(descriptor.interrupt)) {
             Some(permission) if descriptor.interrupt != 0 => *permission,
             _ => return false,
         };
@@ -94,42 +95,41 @@ impl Accelerator {
         }
     }
 
-    fn rules(&mut self, queue: usize) -> Rules {
-        let mut permissions = std::mem::take(&mut self.room.permissions);
-        permissions.clear();
-        permissions.extend((0..self.config.vectors()).map(|vector| self.permission(vector)));
-        let mode = self.wqcfg(queue, wqcfg::MODE);
-        Rules {
-            queue,
-            limits: self.limits(queue),
-            pasid_enabled: mode & wqcfg::PASID_ENABLE != 0,
-            blocks: mode & wqcfg::BLOCK_ON_FAULT != 0,
-            breaks: self.config.breaks,
-            permissions,
-        }
+    /// Whether a queue has something that can begin or go on. While the device
+    /// drains only what has begun goes on.
+    pub(super) fn has_work(&self, io: &Io<'_>, number: usize) -> bool {
+        let begins = io.activity == Activity::Running;
+        self.queues.get(number).is_some_and(|queue| !queue.ready.is_empty() || begins && !queue.waiting.is_empty())
     }
 
     /// Does descriptors of one queue; whether there were any.
     pub(super) fn run_queue(&mut self, io: &Io<'_>, number: usize, budget: &mut Budget) -> bool {
-        // While it drains only what has begun goes on.
         let begins = io.activity == Activity::Running;
-        let idle = |queue: &Queue| queue.ready.is_empty() && (queue.waiting.is_empty() || !begins);
-        if self.queues.get(number).is_none_or(idle) {
-            return false;
-        }
-        let rules = self.rules(number);
+        let mode = self.wqcfg(number, wqcfg::MODE);
+        let first = (MSIX_PERM / 4) as usize;
+        let rules = Rules {
+            queue: number,
+            limits: self.limits(number),
+            pasid_enabled: mode & wqcfg::PASID_ENABLE != 0,
+            blocks: mode & wqcfg::BLOCK_ON_FAULT != 0,
+            breaks: self.config.breaks,
+            permissions: self.words.get(first..first + 2 * usize::from(self.config.vectors())).unwrap_or_default(),
+        };
         let mut news = News::default();
         let mut any = false;
         while !budget.is_spent() {
             let Some(queue) = self.queues.get_mut(number) else { break };
-            let Some(mut job) = next_job(queue, begins, |_| true) else { break };
-            let pasid = rules.pasid_of(&job.descriptor);
+            if !begin_next(queue, begins, |_| true) {
+                break;
+            }
+            let pasid = queue.ready.front().and_then(|job| rules.pasid_of(&job.descriptor));
             let mut dma = match pasid {
                 Some(pasid) => io.dma.session_pasid(pasid),
                 None => io.dma.session(),
             };
             // As many as go with the same session.
             let stalled = loop {
+                let Some(job) = queue.ready.front_mut() else { break false };
                 let mut work = Work {
                     dma: &mut dma,
                     page_requests: io.page_requests,
@@ -138,37 +138,33 @@ impl Accelerator {
                     pasid,
                     news: &mut news,
                 };
-                match work.advance(&mut job, budget) {
-                    Ok(()) => any = true,
+                match work.advance(job, budget) {
+                    Ok(()) => {
+                        any = true;
+                        queue.ready.pop_front();
+                    }
                     Err(Pause::Spent) => {
                         any = true;
-                        queue.ready.push_front(job);
                         break false;
                     }
                     Err(Pause::Blocked(ticket, otherwise)) => {
                         any = true;
                         job.otherwise = Some(otherwise);
-                        queue.blocked.insert(ticket, job);
+                        if let Some(job) = queue.ready.pop_front() {
+                            queue.blocked.insert(ticket, job);
+                        }
                     }
                     // Goes on when an answer has made room for a request.
-                    Err(Pause::Full) => {
-                        queue.ready.push_front(job);
-                        break true;
-                    }
+                    Err(Pause::Full) => break true,
                 }
-                if budget.is_spent() {
+                if budget.is_spent() || !begin_next(queue, begins, |next| rules.pasid_of(next) == pasid) {
                     break false;
                 }
-                job = match next_job(queue, begins, |next| rules.pasid_of(next) == pasid) {
-                    Some(next) => next,
-                    None => break false,
-                };
             };
             if stalled {
                 break;
             }
         }
-        self.room.permissions = rules.permissions;
         for error in &news.errors {
             self.software_error(io, error);
         }
@@ -179,17 +175,20 @@ impl Accelerator {
     }
 }
 
-/// Takes the next job of a queue, if it is one of those that are wanted; with
-/// `begins` perhaps a new one.
-fn next_job(queue: &mut Queue, begins: bool, wanted: impl Fn(&Descriptor) -> bool) -> Option<Job> {
+/// Whether the next job of a queue is one of those that are wanted; it is the
+/// first that is ready then. With `begins` it may be a new one.
+fn begin_next(queue: &mut Queue, begins: bool, wanted: impl Fn(&Descriptor) -> bool) -> bool {
     if let Some(job) = queue.ready.front() {
-        return if wanted(&job.descriptor) { queue.ready.pop_front() } else { None };
+        return wanted(&job.descriptor);
     }
-    let next = queue.waiting.front().filter(|next| begins && wanted(next))?;
+    let Some(next) = queue.waiting.front().filter(|next| begins && wanted(next)) else { return false };
     if next.opcode() == opcode::DRAIN && queue.holds(next) {
-        return None;
+        return false;
     }
-    queue.waiting.pop_front().map(Job::new)
+    let job = Job::new(*next);
+    queue.ready.push_back(job);
+    queue.waiting.pop_front();
+    true
 }
 
 /// Why a descriptor does not go on.
@@ -206,7 +205,7 @@ struct Work<'w, 's> {
     dma: &'w mut Session<'s>,
     page_requests: &'w PageRequests,
     room: &'w mut Room,
-    rules: &'w Rules,
+    rules: &'w Rules<'w>,
     pasid: Option<u32>,
     news: &'w mut News,
 }
@@ -214,24 +213,24 @@ struct Work<'w, 's> {
 impl Work<'_, '_> {
     /// Goes on with a submitted descriptor to its end, if it can.
     fn advance(&mut self, job: &mut Job, budget: &mut Budget) -> Result<(), Pause> {
-        let descriptor = job.descriptor;
-        let refused = std::mem::take(&mut job.refused);
-        let mut otherwise = job.otherwise.take().filter(|_| refused);
-        let outcome = match (&job.run.ended, &mut job.batch) {
+        let Job { descriptor, run, batch, otherwise, refused } = job;
+        let refused = std::mem::take(refused);
+        let mut otherwise = otherwise.take().filter(|_| refused);
+        let outcome = match (&run.ended, batch) {
             (Some(ended), _) => *ended,
-            (None, None) => self.single(&descriptor, &mut job.run, None, &mut otherwise, budget)?,
+            (None, None) => self.single(descriptor, run, None, &mut otherwise, budget)?,
             (None, Some(batch)) => {
-                if !std::mem::replace(&mut job.run.checked, true)
-                    && let Err(outcome) = self.check(&descriptor, None)
+                if !std::mem::replace(&mut run.checked, true)
+                    && let Err(outcome) = self.check(descriptor, None)
                 {
                     outcome
                 } else {
-                    self.batch(&descriptor, batch, &mut otherwise, budget)?
+                    self.batch(descriptor, batch, &mut otherwise, budget)?
                 }
             }
         };
-        job.run.ended = Some(outcome);
-        self.complete(&descriptor, &outcome, None, otherwise.is_some())
+        run.ended = Some(outcome);
+        self.complete(descriptor, &outcome, None, otherwise.is_some())
     }
 
     /// The outcome of an access, unless it is a fault that waits for a page.
@@ -348,25 +347,21 @@ impl Work<'_, '_> {
     /// which nobody is told: there may be many, and little to each. Stops
     /// before the first that is not, or does not succeed.
     fn quick_moves(&mut self, batch: &mut Batch, budget: &mut Budget) {
-        let blocks = flag::BLOCK_ON_FAULT & !self.rules.limits.withheld;
-        let most = self.rules.limits.bytes.min(QUICK);
-        if self.rules.limits.operations & 1 << opcode::MOVE == 0 {
+        let limits = &self.rules.limits;
+        if limits.operations & 1 << opcode::MOVE == 0 {
             return;
         }
-        let mut left = batch.fetched.get(batch.next..).unwrap_or_default();
-        left = left.get(..budget.descriptors as usize).unwrap_or(left);
-        let mut bytes = 0;
-        let moves = left.iter().map_while(|next| {
-            let size = u64::from(next.size);
-            let plain = next.operation & !blocks == u32::from(opcode::MOVE) << 24;
-            let quick = plain && size.wrapping_sub(1) < most && next.reserved == 0 && next.specific == [0; 24];
-            (quick && bytes < budget.bytes).then(|| {
-                bytes += size;
-                (next.source, next.destination, next.size as usize)
-            })
-        });
-        let done = self.dma.copy_all_direct(moves);
-        let moved = left.iter().take(done).map(|next| u64::from(next.size)).sum();
+        let (blocks, longest) = (flag::BLOCK_ON_FAULT & !limits.withheld, limits.bytes.min(QUICK.into()) as u32);
+        // No more than would be begun one by one.
+        let most = u64::from(budget.descriptors).min(budget.bytes.div_ceil(QUICK.into()));
+        let next = batch.fetched.get(batch.next..).unwrap_or_default();
+        let next = next.get(..most as usize).unwrap_or(next);
+        // Twice through them, each time with what fits into registers.
+        let quick = |next: &&Descriptor| next.is_plain(opcode::MOVE, blocks) && next.size.wrapping_sub(1) < longest;
+        let moves = next.get(..next.iter().take_while(quick).count()).unwrap_or_default();
+        let place = |next: &Descriptor| (next.source, next.destination, next.size as usize);
+        let done = self.dma.copy_all_direct(moves, place);
+        let moved = moves.iter().take(done).map(|next| u64::from(next.size)).sum();
         batch.next += done;
         batch.done += done as u32;
         budget.descriptors -= done as u32;
@@ -409,15 +404,9 @@ impl Work<'_, '_> {
         let status = outcome.status as u8 | if written { WRITE_FAULT } else { 0 };
         let failed = outcome.status != Status::Success;
         let address = outcome.fault.map_or(0, |fault| fault.iova);
-        let flags = if outcome.status == Status::Flags { outcome.value as u32 } else { 0 };
-        let error = SoftwareError {
-            code: status,
-            queue: Some(self.rules.queue),
-            descriptor: Some(*descriptor),
-            batch,
-            flags,
-            address,
-        };
+        let queue = Some(self.rules.queue);
+        let error =
+            |code, flags, address| SoftwareError { code, queue, descriptor: Some(*descriptor), batch, flags, address };
         let has_record = descriptor.has(flag::RECORD) && outcome.status != Status::RecordAlignment;
         if has_record && (failed || descriptor.has(flag::REQUEST_RECORD)) {
             let record = Completion {
@@ -432,10 +421,11 @@ impl Work<'_, '_> {
                 let waits = self.rules.blocks && !refused;
                 self.wait_for_page(waits, Outcome { fault: Some(fault), ..*outcome })?;
                 let code = Status::RecordFault as u8 | WRITE_FAULT;
-                self.news.errors.push(SoftwareError { code, address: fault.iova, flags: 0, ..error });
+                self.news.errors.push(error(code, 0, fault.iova));
             }
         } else if failed && !has_record {
-            self.news.errors.push(error);
+            let flags = if outcome.status == Status::Flags { outcome.value as u32 } else { 0 };
+            self.news.errors.push(error(status, flags, address));
         }
         if descriptor.has(flag::INTERRUPT) && self.rules.may_interrupt(descriptor, self.pasid) {
             self.news.interrupts.push(descriptor.interrupt);
@@ -454,22 +444,31 @@ impl Batch {
 /// Stores a completion record so that the program sees all of it when it sees
 /// the status.
 fn write_record(dma: &mut Session<'_>, iova: u64, record: &Completion) -> Result<(), DmaFault> {
-    let (first, rest) = record.as_bytes().split_at(8);
     let translation = dma.translate(iova, Access::Write)?;
     let gone = DmaFault { iova, access: Access::Write, reason: FaultReason::Memory };
     let (memory, offset) = (translation.memory, translation.offset);
     if translation.last - iova < COMPLETION_BYTES as u64 - 1 {
         // A mapping that ends within: no program maps so.
+        let (first, rest) = record.as_bytes().split_at(8);
         dma.write(iova.wrapping_add(8), rest)?;
         return dma.write(iova, first);
     }
     match memory.slice(offset, COMPLETION_BYTES) {
         Some(slice) => {
-            let word = first.iter().rev().fold(0_u64, |word, byte| word << 8 | u64::from(*byte));
-            slice.write_slice(rest, 8).map_err(|_| gone)?;
-            slice.store(word.to_le(), 0, Ordering::Release).or_else(|_| slice.write_slice(first, 0)).map_err(|_| gone)
+            let words: [u64; COMPLETION_BYTES / 8] = zerocopy::transmute!(*record);
+            for (word, order) in
+                [(1, Ordering::Relaxed), (2, Ordering::Relaxed), (3, Ordering::Relaxed), (0, Ordering::Release)]
+            {
+                match slice.get_atomic_ref::<AtomicU64>(8 * word) {
+                    Ok(place) => place.store(words[word], order),
+                    // It lies across words: no program's memory does.
+                    Err(_) => slice.write_slice(words[word].as_bytes(), 8 * word).map_err(|_| gone)?,
+                }
+            }
+            Ok(())
         }
         None => {
+            let (first, rest) = record.as_bytes().split_at(8);
             let (mut first, mut rest) = (first.to_vec(), rest.to_vec());
             let parts = [(offset + 8, rest.as_mut_slice().into()), (offset, first.as_mut_slice().into())];
             memory.write_many(&parts).map_err(|_| gone)

@@ -85,6 +85,9 @@ pub struct Accelerator {
     /// Registers, as a program reads them.
     words: Vec<u32>,
     queues: Vec<Queue>,
+    /// Queues that have an engine, a bit each; does not change unless the device
+    /// is disabled.
+    served: u64,
     /// The command under way.
     pending: Option<Pending>,
     /// The place of a portal that trapped stores are filling.
@@ -119,6 +122,7 @@ impl Accelerator {
             config,
             words: vec![0; (registers::BYTES / 4) as usize],
             queues: (0..config.queues).map(|_| Queue::default()).collect(),
+            served: 0,
             pending: None,
             filling: Filling::default(),
             next: 0,
@@ -165,33 +169,40 @@ impl Accelerator {
         any
     }
 
-    /// Queues that have an engine, a bit each.
-    fn served(&self) -> u64 {
-        (0..self.config.engines)
+    /// Finds out which queues have an engine.
+    fn serve(&mut self) {
+        self.served = (0..self.config.engines)
             .map(|group| self.group(group))
-            .fold(0, |served, (queues, engines)| if engines == 0 { served } else { served | queues })
+            .fold(0, |served, (queues, engines)| if engines == 0 { served } else { served | queues });
     }
 
     /// Does a bounded piece of work; whether there was any.
     fn work(&mut self, io: &Io<'_>) -> bool {
-        let served = self.served();
         let mut budget = Budget { descriptors: TURN_DESCRIPTORS, bytes: TURN_BYTES };
         let mut worked = false;
-        let count = self.queues.len();
         let first = self.next;
-        for n in 0..count {
-            let number = (first + n) % count;
+        let from_first = u64::MAX << first;
+        for number in bits(self.served & from_first).chain(bits(self.served & !from_first)) {
             if budget.is_spent() {
                 break;
             }
-            if served & 1 << number != 0 && self.run_queue(io, number, &mut budget) {
+            if self.has_work(io, number) && self.run_queue(io, number, &mut budget) {
                 worked = true;
-                self.next = (number + 1) % count;
+                self.next = if number + 1 < self.queues.len() { number + 1 } else { 0 };
                 self.show_queue(io, number);
             }
         }
         worked
     }
+}
+
+/// Numbers of the bits that are set, lowest first.
+fn bits(mut set: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let number = set.trailing_zeros() as usize;
+        set &= set.checked_sub(1)?;
+        Some(number)
+    })
 }
 
 impl Device for Accelerator {

@@ -16,8 +16,6 @@ pub(super) struct Room {
     pub(super) buffers: [Box<[u8]>; 2],
     /// For the list of a batch.
     pub(super) list: Vec<Descriptor>,
-    /// For a queue's rules.
-    pub(super) permissions: Vec<u32>,
 }
 
 /// Bytes of a buffer: few enough to stay in the cache.
@@ -26,7 +24,7 @@ pub(super) const BUFFER: usize = 64 << 10;
 impl Default for Room {
     fn default() -> Room {
         let buffers = [vec![0; BUFFER].into(), vec![0; BUFFER].into()];
-        Room { places: Places::default(), buffers, list: Vec::new(), permissions: Vec::new() }
+        Room { places: Places::default(), buffers, list: Vec::new() }
     }
 }
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The mapped pages of a BAR, if a program has them.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use device::Io;
 use vm_memory::{VolatileMemory, VolatileSlice};
 
-use super::spec::DESCRIPTOR_BYTES;
+use super::spec::{DESCRIPTOR_BYTES, PAGE};
 
 /// Pages that the program loads from and stores to at any time.
 #[derive(Clone, Copy)]
@@ -20,6 +20,17 @@ impl<'a> Pages<'a> {
     /// Whether there are any.
     pub(super) fn exist(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// One of the pages, as far as there is such a one.
+    pub(super) fn page(&self, offset: u64) -> Pages<'a> {
+        self.part(offset, PAGE as usize)
+    }
+
+    #[inline]
+    fn part(&self, offset: u64, len: usize) -> Pages<'a> {
+        let at = usize::try_from(offset).ok();
+        Pages(self.0.as_ref().zip(at).and_then(|(slice, at)| slice.subslice(at, len).ok()))
     }
 
     fn word(&self, offset: u64) -> Option<&AtomicU32> {
@@ -56,14 +67,31 @@ impl<'a> Pages<'a> {
         self.long(offset).map_or(0, |long| long.load(Ordering::Acquire))
     }
 
-    /// All of a descriptor, 64 bits at a time.
+    /// All of a descriptor, 64 bits at a time, as two looks in a row have found
+    /// it: a store of 64 bytes at once may come in between. A place that never
+    /// rests is what the last look found.
     pub(super) fn load_place(&self, offset: u64) -> [u64; DESCRIPTOR_BYTES / 8] {
-        let place = self.0.as_ref().zip(usize::try_from(offset).ok());
-        let place = place.and_then(|(slice, at)| slice.subslice(at, DESCRIPTOR_BYTES).ok());
-        std::array::from_fn(|n| {
-            let long = place.as_ref().and_then(|place| place.get_atomic_ref::<AtomicU64>(8 * n).ok());
-            long.map_or(0, |long| long.load(Ordering::Acquire))
-        })
+        let place = self.part(offset, DESCRIPTOR_BYTES).0;
+        let look = || {
+            let mut words = [0; DESCRIPTOR_BYTES / 8];
+            if let Some(place) = place {
+                place.copy_to(&mut words);
+            }
+            // This look is over before the next one, and before the place is freed.
+            fence(Ordering::Acquire);
+            words
+        };
+        let mut words: [u64; DESCRIPTOR_BYTES / 8] = look();
+        for _ in 0..8 {
+            let again = look();
+            // Comparing arrays is a call.
+            let differs = words.iter().zip(&again).fold(0, |bits, (one, other)| bits | one ^ other) != 0;
+            words = again;
+            if !differs {
+                break;
+            }
+        }
+        words
     }
 
     pub(super) fn store_long(&self, offset: u64, value: u64) {

@@ -13,13 +13,13 @@
 //! for what that means to a program.
 
 use device::Io;
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use zerocopy::FromBytes as _;
 
-use super::Accelerator;
 use super::pages::Pages;
 use super::queue::Answer;
 use super::registers::SoftwareError;
 use super::spec::{DESCRIPTOR_BYTES, Descriptor, PAGE, PORTAL_BAR, Refusal, field, wqcfg};
+use super::{Accelerator, bits};
 
 /// Pages of a queue.
 const PORTALS: u64 = 4;
@@ -149,42 +149,41 @@ impl Accelerator {
         }
         // The first portal is what everybody uses: the others in turns.
         self.portal = self.portal % (PORTALS - 1) + 1;
+        // Who goes round has stored in the next place, who does not in the one
+        // before. The others are looked at now and then.
         let rounds = if self.found { BUSY_ROUNDS } else { ROUNDS };
+        let quickly = !self.looks.is_multiple_of(rounds);
         let mut found = false;
-        for number in 0..self.queues.len() {
+        // A queue that has no engine is not enabled.
+        for number in bits(self.served) {
             if self.queues.get(number).is_some_and(|queue| queue.enabled) {
-                found |= self.scan_portal(io, pages, number, 0, rounds);
-                found |= self.scan_portal(io, pages, number, self.portal, rounds);
+                found |= self.scan_portal(io, pages, number, 0, quickly);
+                found |= self.scan_portal(io, pages, number, self.portal, quickly);
             }
         }
         self.found = found;
         found
     }
 
-    /// Takes descriptors from one page. All places are looked at in each of so
-    /// many `rounds`.
-    fn scan_portal(&mut self, io: &Io<'_>, pages: Pages<'_>, number: usize, portal: u64, rounds: u32) -> bool {
-        let page = (number as u64 * PORTALS + portal) * PAGE;
+    /// Takes descriptors from one page. Not all places are looked at `quickly`.
+    fn scan_portal(&mut self, io: &Io<'_>, pages: Pages<'_>, number: usize, portal: u64, quickly: bool) -> bool {
+        let page = pages.page((number as u64 * PORTALS + portal) * PAGE);
         let first = self.queues.get(number).map_or(0, |queue| queue.next);
+        let is_free = |index: usize| page.load_long((index * DESCRIPTOR_BYTES) as u64) == 0;
         let mut found = false;
-        // Who goes round has stored in the next place, who does not in the one
-        // before. The others are looked at now and then.
-        let quickly = !self.looks.is_multiple_of(rounds);
         for n in 0..PLACES {
             let index = (first + n) % PLACES;
-            let place = page + (index * DESCRIPTOR_BYTES) as u64;
-            if pages.load_long(place) == 0 {
+            if is_free(index) {
                 if !quickly {
                     continue;
                 }
                 let before = (index + PLACES - 1) % PLACES;
-                let place = page + (before * DESCRIPTOR_BYTES) as u64;
-                if n > 0 || pages.load_long(place) == 0 {
+                if n > 0 || is_free(before) {
                     break;
                 }
-                return self.take_if_room(io, pages, number, portal, before);
+                return self.take_if_room(io, page, number, portal, before);
             }
-            if !self.take_if_room(io, pages, number, portal, index) {
+            if !self.take_if_room(io, page, number, portal, index) {
                 break;
             }
             found = true;
@@ -192,37 +191,25 @@ impl Accelerator {
         found
     }
 
-    /// Takes what is in a place, unless the queue is a dedicated one and full:
-    /// then it stays where it is until there is room.
-    fn take_if_room(&mut self, io: &Io<'_>, pages: Pages<'_>, number: usize, portal: u64, index: usize) -> bool {
+    /// Takes what is in a place of a page, unless the queue is a dedicated one
+    /// and full: then it stays where it is until there is room.
+    fn take_if_room(&mut self, io: &Io<'_>, page: Pages<'_>, number: usize, portal: u64, index: usize) -> bool {
         let dedicated = self.wqcfg(number, wqcfg::MODE) & wqcfg::DEDICATED != 0;
-        if dedicated && self.queues.get(number).is_none_or(|queue| queue.occupancy() >= queue.size) {
+        let Some(queue) = self.queues.get_mut(number) else { return false };
+        if dedicated && queue.occupancy() >= queue.size {
             return false;
         }
-        let page = (number as u64 * PORTALS + portal) * PAGE;
-        self.take_place(io, pages, number, portal, page + (index * DESCRIPTOR_BYTES) as u64);
-        if let Some(queue) = self.queues.get_mut(number) {
-            queue.next = (index + 1) % PLACES;
-        }
+        queue.next = (index + 1) % PLACES;
+        self.take_place(io, page, number, portal, (index * DESCRIPTOR_BYTES) as u64);
         true
     }
 
-    fn take_place(&mut self, io: &Io<'_>, pages: Pages<'_>, number: usize, portal: u64, place: u64) {
-        let read = || pages.load_place(place);
-        // A store of 64 bytes at once may come in between.
-        let mut words = read();
-        let mut again = read();
-        for _ in 0..8 {
-            if words == again {
-                break;
-            }
-            words = again;
-            again = read();
-        }
-        let Ok(descriptor) = Descriptor::read_from_bytes(words.as_bytes()) else { return };
+    fn take_place(&mut self, io: &Io<'_>, page: Pages<'_>, number: usize, portal: u64, place: u64) {
+        let words = page.load_place(place);
+        let descriptor: Descriptor = zerocopy::transmute!(words);
         let answer = self.submit(io, number, is_limited(portal), descriptor);
-        pages.store_long(place + ANSWER, answer as u64);
-        if !pages.take_long(place, words[0], 0) {
+        page.store_long(place + ANSWER, answer as u64);
+        if !page.take_long(place, words[0], 0) {
             // What is there now is the next one's beginning, or all of it.
             tracing::warn!(target: "vfuse::dsa", queue = number, "a store to a portal came over another one");
             let error = SoftwareError { queue: Some(number), ..Refusal::Overwritten.into() };

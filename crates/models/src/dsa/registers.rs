@@ -118,11 +118,6 @@ impl Accelerator {
         (self.long(at), self.long(at + GROUP_ENGINES))
     }
 
-    /// The permissions of an MSI-X vector.
-    pub(super) fn permission(&self, vector: u16) -> u32 {
-        self.word(MSIX_PERM + 8 * u64::from(vector))
-    }
-
     /// Shows occupancy and state of a queue.
     pub(super) fn show_queue(&mut self, io: &Io<'_>, queue: usize) {
         let Some(state) = self.queues.get(queue) else { return };

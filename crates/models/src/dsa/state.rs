@@ -146,6 +146,7 @@ impl Accelerator {
         }
         reader.finish()?;
         loaded.check_state()?;
+        loaded.serve();
         loaded.arrived = true;
         Ok(loaded)
     }

@@ -53,6 +53,16 @@ impl Descriptor {
         self.operation & flags != 0
     }
 
+    /// Whether it is this operation, with none but these flags, nothing reserved
+    /// and nothing that only some operations have.
+    #[must_use]
+    #[inline]
+    pub fn is_plain(&self, opcode: u8, flags: u32) -> bool {
+        let operation = (self.operation & !flags) ^ u32::from(opcode) << 24;
+        let rest = self.words().iter().fold(u64::from(self.reserved), |bits, word| bits | word);
+        u64::from(operation) | rest == 0
+    }
+
     fn specific<const N: usize>(&self, offset: usize) -> [u8; N] {
         self.specific.get(offset..offset + N).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
     }
