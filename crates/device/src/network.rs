@@ -58,8 +58,7 @@ impl Frames {
     #[inline]
     fn range(&self, number: usize) -> Option<Range<usize>> {
         let end = *self.ends.get(number)?;
-        let start = number.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
-        Some(start..end)
+        Some(self.start(number)..end)
     }
 
     /// A frame.
@@ -79,6 +78,32 @@ impl Frames {
     /// All frames in order.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         (0..self.len()).filter_map(|number| self.get(number))
+    }
+
+    /// The lengths of the frames from number `from` on.
+    #[inline]
+    pub fn lengths(&self, from: usize) -> impl Iterator<Item = usize> {
+        let mut start = self.start(from);
+        self.ends.get(from..).unwrap_or_default().iter().map(move |end| end - std::mem::replace(&mut start, *end))
+    }
+
+    /// The frames from number `from` on, to be changed.
+    #[inline]
+    pub fn iter_mut(&mut self, from: usize) -> impl Iterator<Item = &mut [u8]> {
+        let start = self.start(from);
+        let mut rest = self.bytes.get_mut(start..).unwrap_or_default();
+        let lengths = self.ends.get(from..).unwrap_or_default().iter().scan(start, |start, end| {
+            let len = end - *start;
+            *start = *end;
+            Some(len)
+        });
+        lengths.map_while(move |len| rest.split_off_mut(..len))
+    }
+
+    /// Where frame number `number` starts, or would.
+    #[inline]
+    fn start(&self, number: usize) -> usize {
+        number.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0)
     }
 
     /// Adds a frame of `len` bytes, whatever they are.
@@ -102,7 +127,7 @@ impl Frames {
 
     /// The last frame is shorter than it was made.
     pub fn cut(&mut self, len: usize) {
-        let start = self.len().checked_sub(2).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        let start = self.start(self.len().saturating_sub(1));
         if let Some(end) = self.ends.last_mut() {
             *end = (*end).min(start + len);
         }

@@ -73,6 +73,23 @@ impl<'a> Session<'a> {
         if self.state.current().prot.contains(need) { Ok(()) } else { self.ask_again(iova, access, need) }
     }
 
+    /// The translation of an IOVA, if no access by it is counted, noted or
+    /// refused. Nothing is logged.
+    #[inline]
+    pub(crate) fn find(&mut self, iova: u64, access: Access) -> Option<Hit> {
+        let need = match access {
+            Access::Read => Prot::READ,
+            Access::Write => Prot::WRITE,
+        };
+        if self.requester.is_trapped() || access == Access::Write && self.state.takes_notes() {
+            return None;
+        }
+        if !self.state.recall(iova) && (!self.requester.is_bus_master() || self.state.look_up(iova, access).is_err()) {
+            return None;
+        }
+        Some(*self.state.current()).filter(|hit| hit.prot.contains(need))
+    }
+
     /// Counts an access for the trap.
     #[cold]
     fn count(&self, iova: u64, access: Access) -> Result<(), DmaFault> {

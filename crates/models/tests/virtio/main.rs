@@ -4,6 +4,7 @@
 
 mod blk;
 mod net;
+mod net_ways;
 mod rings;
 mod rings_hostile;
 mod rings_model;

@@ -19,7 +19,7 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// A port that keeps what is sent and gives what it is given.
 #[derive(Debug, Default)]
-struct Port(Mutex<State>);
+pub(crate) struct Port(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -31,7 +31,7 @@ struct State {
 }
 
 impl Port {
-    fn give(&self, pair: usize, frame: &[u8]) {
+    pub(crate) fn give(&self, pair: usize, frame: &[u8]) {
         let mut state = self.0.lock().unwrap();
         if state.come.len() <= pair {
             state.come.resize(pair + 1, VecDeque::new());
@@ -39,7 +39,7 @@ impl Port {
         state.come[pair].push_back(frame.to_vec());
     }
 
-    fn take(&self) -> Vec<(u16, Vec<u8>)> {
+    pub(crate) fn take(&self) -> Vec<(u16, Vec<u8>)> {
         std::mem::take(&mut self.0.lock().unwrap().sent)
     }
 }
@@ -73,14 +73,14 @@ impl NetPort for Port {
     }
 }
 
-struct Rig {
-    bench: VirtioBench,
-    port: Arc<Port>,
-    rings: Vec<DriverRing>,
-    data: u64,
+pub(crate) struct Rig {
+    pub(crate) bench: VirtioBench,
+    pub(crate) port: Arc<Port>,
+    pub(crate) rings: Vec<DriverRing>,
+    pub(crate) data: u64,
 }
 
-fn rig_with(pairs: u16, wanted: u64, remote: bool) -> Rig {
+pub(crate) fn rig_with(pairs: u16, wanted: u64, remote: bool) -> Rig {
     let port = Arc::<Port>::default();
     let config = Config { pairs, packed: true, ..Config::new(port.clone(), MAC) };
     let memory = TestMemory::new(8 << 20, remote);

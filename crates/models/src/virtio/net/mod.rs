@@ -24,6 +24,7 @@ mod control;
 mod filter;
 mod receive;
 mod segment;
+mod simple;
 mod transmit;
 mod wire;
 

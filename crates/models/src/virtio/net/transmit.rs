@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Frames from the driver to the port.
 
-use device::MAX_FRAME;
-use device::virtio::VirtioIo;
-use iommu::Access;
+use std::ops::RangeInclusive;
 
-use super::{BATCH_BYTES, Net, bytes};
+use device::virtio::VirtioIo;
+use device::{Frames, MAX_FRAME};
+use iommu::{Access, Gather};
+
+use super::{BATCH_BYTES, Net, bytes, simple};
 use crate::virtio::queue::{Look, Served};
-use crate::virtio::ring::BURST;
+use crate::virtio::ring::{BURST, Batch};
 use crate::virtio::spec::net::HEADER;
 
 impl Net {
@@ -24,28 +26,10 @@ impl Net {
             return queue.none(&look, dma, io);
         }
         self.out.clear();
-        let mut gather = session.gather(&mut self.places);
-        let (mut taken, mut sum, mut dropped) = (0, 0, 0);
-        for chain in self.batch.chains() {
-            if taken > 0 && sum >= BATCH_BYTES {
-                break;
-            }
-            taken += 1;
-            let before = gather.len();
-            let len = chain.read_len;
-            let fits = len > header as u64 && len <= (MAX_FRAME - (HEADER - header)) as u64;
-            let mut parts = self.batch.readable(chain).iter();
-            if !fits || parts.any(|part| gather.add(part.iova, part.len as usize, Access::Read).is_err()) {
-                gather.truncate(before);
-                dropped += 1;
-                continue;
-            }
-            sum += len;
-            self.out.add(len as usize);
-        }
-        if bytes::copy(gather.segments(0..gather.len()), self.out.bytes_mut(), Access::Read).is_err() {
-            dropped += self.out.len() as u64;
-            self.out.clear();
+        let lengths = header as u64 + 1..=(MAX_FRAME - (HEADER - header)) as u64;
+        let (mut taken, mut dropped) = (self.batch.chains().len(), 0);
+        if !simple::send(&mut session, &self.batch, &mut self.out, lengths.clone()) {
+            (taken, dropped) = copy_each(session.gather(&mut self.places), &self.batch, &mut self.out, lengths);
         }
         self.written.clear();
         self.written.resize(taken, 0);
@@ -80,4 +64,37 @@ impl Net {
         }
         self.out = wide;
     }
+}
+
+/// Copies frames one by one: how many were taken, and how many of these
+/// dropped.
+fn copy_each(
+    mut gather: Gather<'_, '_>,
+    batch: &Batch,
+    out: &mut Frames,
+    lengths: RangeInclusive<u64>,
+) -> (usize, u64) {
+    let (mut taken, mut sum, mut dropped) = (0, 0, 0);
+    for chain in batch.chains() {
+        if taken > 0 && sum >= BATCH_BYTES {
+            break;
+        }
+        taken += 1;
+        let before = gather.len();
+        let len = chain.read_len;
+        let mut parts = batch.readable(chain).iter();
+        if !lengths.contains(&len) || parts.any(|part| gather.add(part.iova, part.len as usize, Access::Read).is_err())
+        {
+            gather.truncate(before);
+            dropped += 1;
+            continue;
+        }
+        sum += len;
+        out.add(len as usize);
+    }
+    if bytes::copy(gather.segments(0..gather.len()), out.bytes_mut(), Access::Read).is_err() {
+        dropped += out.len() as u64;
+        out.clear();
+    }
+    (taken, dropped)
 }

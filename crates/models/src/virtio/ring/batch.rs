@@ -102,6 +102,27 @@ impl Batch {
         Open(Chain { id: 0, slots: 0, first, writable: first, end: first, read_len: 0, write_len: 0 })
     }
 
+    /// Makes room.
+    #[inline]
+    pub(super) fn reserve(&mut self, chains: usize) {
+        self.chains.reserve(chains);
+        self.parts.reserve(chains);
+    }
+
+    /// Adds the only descriptor of an open buffer, which is no table.
+    #[inline]
+    pub(super) fn push_only(&mut self, open: &mut Open, only: Desc) {
+        let chain = &mut open.0;
+        chain.end += 1;
+        if only.flags & desc::WRITE == 0 {
+            chain.writable = chain.end;
+            chain.read_len = u64::from(only.len);
+        } else {
+            chain.write_len = u64::from(only.len);
+        }
+        self.parts.push(Part { iova: only.addr, len: only.len });
+    }
+
     /// Adds a descriptor to an open buffer, and whether it ends there.
     #[inline]
     pub(super) fn add(&mut self, open: &mut Open, next: Desc, indirect: bool) -> Result<bool, RingError> {

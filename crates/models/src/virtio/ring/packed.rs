@@ -146,15 +146,23 @@ impl Packed {
         mut load: impl FnMut(Slot) -> Result<[u64; 2], DmaFault>,
     ) -> Result<(), RingError> {
         let (mut at, mut waited) = (self.next, false);
+        batch.reserve(limit);
         while batch.chains().len() < limit {
             let mut open = batch.open();
-            let chain = self.walk(at, &mut |slot, head| {
-                let (next, id) = Desc::from_packed_words(load(slot)?);
-                if head && !slot.is_available(next.flags) {
-                    return Ok(Step::Empty);
+            let chain = match load(at).map(Desc::from_packed_words) {
+                Ok((next, _)) if !at.is_available(next.flags) => Ok(None),
+                Ok((next, id)) if next.flags & (desc::NEXT | desc::INDIRECT) == 0 => {
+                    batch.push_only(&mut open, next);
+                    Ok(Some((id, 1)))
                 }
-                Ok(if batch.add(&mut open, next, self.indirect)? { Step::Last(id) } else { Step::More })
-            });
+                _ => self.walk(at, &mut |slot, head| {
+                    let (next, id) = Desc::from_packed_words(load(slot)?);
+                    if head && !slot.is_available(next.flags) {
+                        return Ok(Step::Empty);
+                    }
+                    Ok(if batch.add(&mut open, next, self.indirect)? { Step::Last(id) } else { Step::More })
+                }),
+            };
             match chain {
                 Ok(Some((id, slots))) => {
                     batch.close(open, id, slots);

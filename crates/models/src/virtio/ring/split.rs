@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use super::area::Area;
 use super::batch::{BURST, Batch, Chain};
 use super::{Base, RingError, Setup};
-use crate::virtio::spec::ring::{DESC, Desc, NO_INTERRUPT, NO_NOTIFY, needs_event};
+use crate::virtio::spec::ring::{DESC, Desc, NO_INTERRUPT, NO_NOTIFY, desc, needs_event};
 use device::virtio::feature;
 
 /// Offsets in the available and the used ring.
@@ -136,13 +136,20 @@ impl Split {
         batch: &mut Batch,
         mut load: impl FnMut(u16) -> Result<[u64; 2], DmaFault>,
     ) -> Result<(), RingError> {
+        batch.reserve(heads.len());
         for head in heads {
             let mut open = batch.open();
-            let walked = self.walk(*head, &mut |index| {
-                let next = Desc::from_words(load(index)?);
-                let last = batch.add(&mut open, next, self.indirect)?;
-                Ok((!last).then_some(next.next))
-            });
+            let walked = match self.only(*head, &mut load) {
+                Some(only) => {
+                    batch.push_only(&mut open, only);
+                    Ok(())
+                }
+                None => self.walk(*head, &mut |index| {
+                    let next = Desc::from_words(load(index)?);
+                    let last = batch.add(&mut open, next, self.indirect)?;
+                    Ok((!last).then_some(next.next))
+                }),
+            };
             if let Err(error) = walked {
                 return batch.stop(&open, error);
             }
@@ -152,6 +159,16 @@ impl Split {
             }
         }
         Ok(())
+    }
+
+    /// The descriptor of a chain that has only one, and no table.
+    #[inline]
+    fn only(&self, head: u16, load: &mut impl FnMut(u16) -> Result<[u64; 2], DmaFault>) -> Option<Desc> {
+        if head >= self.size {
+            return None;
+        }
+        let next = Desc::from_words(load(head).ok()?);
+        (next.flags & (desc::NEXT | desc::INDIRECT) == 0).then_some(next)
     }
 
     /// Visits the descriptors of a chain; each gives the next one.
