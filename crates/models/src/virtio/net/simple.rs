@@ -4,7 +4,7 @@
 //!
 //! All buffers are looked at, and on their way here, before the first one is
 //! touched. If any is not such, nothing was done, and the batch goes the long
-//! way. A frame costs a third of the instructions here that it costs there.
+//! way. A frame takes half the instructions here that it takes there.
 
 use std::ops::RangeInclusive;
 
