@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! libblkio's `virtio-blk-vhost-vdpa` on a lab's disk, beside its `io_uring` on
-//! the same file: 4 KiB at random, 32 at a time, from the page cache.
+//! libblkio's `virtio-blk-vhost-vdpa` on a lab's disk, beside its
+//! `virtio-blk-vhost-user` on a minimal backend and its `io_uring`, on the same
+//! file: 4 KiB at random, 32 at a time, from the page cache.
 //!
-//! The device reads its file by `io_uring`, too, a batch in one system call;
-//! what comes on top is a ring between two threads. A second row has bare
-//! `pread`s beside it, one after the other.
+//! A driver of virtio shares its ring with another thread on either backend;
+//! `io_uring` has none. A last row has bare `pread`s beside the device, one
+//! after the other.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -22,15 +23,15 @@ const READS: &str = "300000";
 const SIZE: usize = 256 << 20;
 
 pub(super) fn rows(table: &mut Table) {
-    table.row("libblkio 4 KiB reads, QD32: vdpa blk / io_uring", Goal::AtLeast(0.8, ""), || {
+    row(table, "libblkio 4 KiB reads, QD32: vdpa blk / vhost-user-blk, minimal", Goal::AtLeast(0.8, ""), on_backend);
+    row(table, "libblkio 4 KiB reads, QD32: vdpa blk / io_uring", Goal::AtLeast(0.8, ""), on_ring);
+    row(table, "  the same / bare preads, one after the other", Goal::None, by_pread);
+}
+
+fn row(table: &mut Table, name: &str, goal: Goal, other: fn(&Path, &Path) -> Result<f64>) {
+    table.row(name, goal, || {
         let file = std::env::temp_dir().join(format!("vfuse-bench-{}", std::process::id()));
-        let figures = measure(&file, on_ring);
-        let _ = std::fs::remove_file(&file);
-        figures
-    });
-    table.row("  the same / bare preads, one after the other", Goal::None, || {
-        let file = std::env::temp_dir().join(format!("vfuse-bench-{}", std::process::id()));
-        let figures = measure(&file, by_pread);
+        let figures = measure(&file, other);
         let _ = std::fs::remove_file(&file);
         figures
     });
@@ -53,6 +54,24 @@ fn measure(file: &Path, other: fn(&Path, &Path) -> Result<f64>) -> Result<Figure
     )?;
     let text = |rate: f64| format!("{:.0}k/s", rate / 1e3);
     Ok(Figures { ours: text(ours), other: text(other), figure: ours / other })
+}
+
+fn on_backend(client: &Path, file: &Path) -> Result<f64> {
+    let backend = client.with_file_name("vhost_user_blk");
+    ensure!(backend.exists(), "there is no {}: cargo build --release -p vfuse-programs", backend.display());
+    let socket = file.with_extension("sock");
+    let mut backend = Command::new(backend).arg(&socket).arg(file).spawn()?;
+    while !socket.exists() {
+        ensure!(backend.try_wait()?.is_none(), "the backend has ended");
+        std::thread::yield_now();
+    }
+    let mut command = Command::new(client);
+    command.arg("virtio-blk-vhost-user").arg(&socket).args(["read", READS]);
+    let rate = rate(command);
+    let _ = backend.kill();
+    backend.wait()?;
+    let _ = std::fs::remove_file(&socket);
+    rate
 }
 
 fn on_ring(client: &Path, file: &Path) -> Result<f64> {
