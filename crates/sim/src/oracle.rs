@@ -192,16 +192,13 @@ impl Oracle {
 
     /// What an open device may reach by DMA: whose memory, and its mappings.
     pub(crate) fn space_of(&self, address: Address) -> Option<(usize, &[Map])> {
-        let attached = |to: &dyn Fn(Address) -> bool| {
-            self.files.values().find_map(|file| match file {
-                File::Cdev { address: a, ioas: Some(ioas), .. } if to(*a) => Some(*ioas),
-                _ => None,
-            })
-        };
         // Who attaches one of a group attaches them all, as Linux does
         // (iommufd_hw_pagetable_attach). Here the functions of a bus are one.
-        let attached = attached(&|a| a == address).or_else(|| attached(&|a| a.bus == address.bus));
-        if let Some(ioas) = attached {
+        let attached = self.files.values().filter_map(|file| match file {
+            File::Cdev { address: a, ioas: Some(ioas), .. } if a.bus == address.bus => Some((*a != address, *ioas)),
+            _ => None,
+        });
+        if let Some((_, ioas)) = attached.min_by_key(|(other, _)| *other) {
             let space = self.iommufd.get(ioas)?;
             return Some((space.client, &space.maps));
         }

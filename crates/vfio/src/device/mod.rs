@@ -300,9 +300,14 @@ impl Devices {
     }
 
     /// The call waits if it has begun a reset that takes time.
-    fn wait_if_started(&mut self, address: Address, end: (u64, bool), cx: &mut Context<'_>) -> Option<Ticket> {
+    fn wait_if_started(
+        &mut self,
+        address: Address,
+        (value, tells): (u64, bool),
+        cx: &mut Context<'_>,
+    ) -> Option<Ticket> {
         let started = self.open.get_mut(&address)?.started.take()?;
-        Some(self.wait_for_reset(address, started, (end.0, end.1, slow_reset::Holds::Memory), cx.board, cx.parking))
+        Some(self.wait_for_reset(address, started, (value, tells, slow_reset::Holds::Memory), cx.board, cx.parking))
     }
 
     /// `pread`: the bytes done. Waits while the device is blocked.
