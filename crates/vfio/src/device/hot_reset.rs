@@ -137,7 +137,7 @@ impl Devices {
         let now = self.now();
         if let Some(bridge) = bridge.filter(|bridge| cx.board.fabric.is_slow_behind(*bridge)) {
             let saved = self.block_all(&scope, cx.board);
-            return Ok(Some(self.wait_for_hot_reset(bridge, saved, cx.board, cx.parking)));
+            return Ok(Some(self.wait_for_hot_reset(bridge, saved, (0, Holds::Set), cx.board, cx.parking)));
         }
         self.reset_all(&scope, cx.board, now);
         for address in &scope {

@@ -287,11 +287,7 @@ impl Devices {
             return None;
         }
         let saved = self.block_all(&scope, board);
-        let ticket = self.wait_for_hot_reset(bridge, saved, board, parking);
-        if let Some(slow) = self.slow_resets.running.iter_mut().find(|slow| slow.ticket == Some(ticket)) {
-            (slow.value, slow.holds) = (value, Holds::Nothing);
-        }
-        Some(ticket)
+        Some(self.wait_for_hot_reset(bridge, saved, (value, Holds::Nothing), board, parking))
     }
 
     /// Accesses wait from before anything is taken away; registers saved.
@@ -311,6 +307,7 @@ impl Devices {
         &mut self,
         bridge: Address,
         saved: Vec<(Address, SavedConfig)>,
+        (value, holds): (u64, Holds),
         board: &mut Board,
         parking: &mut Parking,
     ) -> Ticket {
@@ -321,8 +318,8 @@ impl Devices {
             }
         }
         let (reset, kind) = (Reset::bus(bridge), ResetKind::Bus);
-        let (bridge, holds) = (Some(bridge), Holds::Set);
-        self.run_for(Slow { reset, kind, saved, link: true, bridge, holds, ..Slow::default() }, board, parking)
+        let bridge = Some(bridge);
+        self.run_for(Slow { reset, kind, saved, value, link: true, bridge, holds, ..Slow::default() }, board, parking)
     }
 
     fn run(&mut self, slow: Slow, board: &mut Board) {
